@@ -1,0 +1,201 @@
+"""Local chunks: the tables of `chunks/`, reading them with verification, and the reference counts kept in `meta/`.
+
+`chunks/` has one writer (`ChunkWriter`, in the seal process) and is read by the daemon. Reference counts live in
+`meta/`, so that they change in the same batch as the recipe that refers. A chunk is written, durably, before a recipe
+names it, and dropped only after the batch that removed its last reference is durable.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter, OrderedDict
+from typing import TYPE_CHECKING, NamedTuple
+
+from sessfs.errors import StoreCorrupt
+from sessfs.format.chunk import FrameCodec, verify_chunk
+from sessfs.local.db import Database, TableName
+from sessfs.local.inodes import REFS
+from sessfs.types import CHUNK_ID_BYTES, ChunkId, FrameNo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+FRAMES = TableName("frames")
+INDEX = TableName("index")
+LIVE = TableName("live")
+TOTALS = TableName("totals")
+CHUNK_TABLES = (FRAMES, INDEX, LIVE, TOTALS)
+CHUNKS_MAP_BYTES = 1 << 40
+
+FRAME_KEY = struct.Struct(">Q")
+PLACE = struct.Struct("<QII")
+FRAME_COUNT = struct.Struct("<H")
+FRAME_ENTRY = struct.Struct(f"<{CHUNK_ID_BYTES}sI")
+LIVE_BYTES = struct.Struct("<I")
+REF_COUNT = struct.Struct("<I")
+TOTALS_RECORD = struct.Struct("<QQQ")
+TOTALS_KEY = b"totals"
+FRAME_CACHE_BYTES = 8 << 20
+
+
+class Place(NamedTuple):
+    """Where a chunk lies: in which frame, and which bytes of that frame's plaintext."""
+
+    frame: FrameNo
+    offset: int
+    length: int
+
+
+class Totals(NamedTuple):
+    """Sums over all frames: next frame number, bytes as stored, bytes of plaintext of chunks that are not dropped."""
+
+    next_frame: int
+    stored_bytes: int
+    plain_bytes: int
+
+
+def encode_frame_record(entries: Sequence[tuple[ChunkId, int]], payload: bytes) -> bytes:
+    """The value stored for a frame: number of chunks, (id, length) of each, the compressed bytes."""
+    head = FRAME_COUNT.pack(len(entries)) + b"".join(FRAME_ENTRY.pack(cid, length) for cid, length in entries)
+    return head + payload
+
+
+def decode_frame_record(record: bytes) -> tuple[list[tuple[ChunkId, int]], memoryview]:
+    """Inverse of `encode_frame_record`; raises StoreCorrupt when the record is too short for what it says."""
+    if len(record) < FRAME_COUNT.size:
+        raise StoreCorrupt("a frame record is cut short")
+    (count,) = FRAME_COUNT.unpack_from(record)
+    end = FRAME_COUNT.size + count * FRAME_ENTRY.size
+    if len(record) <= end:
+        raise StoreCorrupt("a frame record is cut short")
+    entries = [(ChunkId(cid), length) for cid, length in FRAME_ENTRY.iter_unpack(record[FRAME_COUNT.size : end])]
+    return entries, memoryview(record)[end:]
+
+
+def read_totals(db: Database) -> Totals:
+    """The stored sums; zero (and frame number 1 next) in a new environment."""
+    record = db.get(TOTALS, TOTALS_KEY)
+    return Totals(*TOTALS_RECORD.unpack(record)) if record else Totals(1, 0, 0)
+
+
+def find_place(db: Database, cid: ChunkId) -> Place | None:
+    """Where the chunk lies, or None when it is not stored here."""
+    value = db.get(INDEX, cid)
+    if value is None:
+        return None
+    frame, offset, length = PLACE.unpack(value)
+    return Place(FrameNo(frame), offset, length)
+
+
+class ChunkReader:
+    """Reads chunks out of `chunks/`, verifying each by its hash. One thread."""
+
+    def __init__(self, db: Database, key: bytes) -> None:
+        self._db = db
+        self._key = key
+        self._codec = FrameCodec()
+        self._frames: OrderedDict[FrameNo, bytes] = OrderedDict()
+        self._cached_bytes = 0
+
+    def refresh(self) -> None:
+        """See what the writer has committed since."""
+        self._db.refresh()
+
+    def find(self, cid: ChunkId) -> bytes | None:
+        """The chunk's bytes, or None when it is not stored here. Raises StoreCorrupt when they don't match its hash."""
+        place = find_place(self._db, cid)
+        if place is None:
+            return None
+        plain = self._frames.get(place.frame)
+        if plain is None:
+            plain = self._load(place.frame)
+        else:
+            self._frames.move_to_end(place.frame)
+        chunk = plain[place.offset : place.offset + place.length]
+        verify_chunk(self._key, cid, chunk)
+        return chunk
+
+    def _load(self, frame: FrameNo) -> bytes:
+        record = self._db.get(FRAMES, FRAME_KEY.pack(frame))
+        if record is None:
+            raise StoreCorrupt(f"frame {frame} is indexed but not stored")
+        _, payload = decode_frame_record(record)
+        plain = self._codec.decode(payload)
+        self._frames[frame] = plain
+        self._cached_bytes += len(plain)
+        while self._cached_bytes > FRAME_CACHE_BYTES and len(self._frames) > 1:
+            _, dropped = self._frames.popitem(last=False)
+            self._cached_bytes -= len(dropped)
+        return plain
+
+    def totals(self) -> Totals:
+        """Sums over all frames."""
+        return read_totals(self._db)
+
+    def iter_ids(self) -> Iterator[ChunkId]:
+        """Every chunk stored here, in order of id."""
+        for cid, _ in self._db.scan(INDEX):
+            yield ChunkId(cid)
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._db.close()
+
+
+class References:
+    """How many extents of all recipes name each chunk. Lives in the overlay of `meta/`; the request loop alone."""
+
+    def __init__(self, meta: Database) -> None:
+        self._meta = meta
+        self._unreferenced: set[ChunkId] = set()
+        self._settling: set[ChunkId] = set()
+        self._dead: set[ChunkId] = set()
+
+    def count(self, cid: ChunkId) -> int:
+        """Number of extents that name the chunk."""
+        value = self._meta.get(REFS, cid)
+        return REF_COUNT.unpack(value)[0] if value else 0
+
+    def add(self, ids: Iterable[ChunkId]) -> None:
+        """One more reference for each of *ids* (repeats count)."""
+        for cid, n in Counter(ids).items():
+            self._meta.put(REFS, cid, REF_COUNT.pack(self.count(cid) + n))
+
+    def remove(self, ids: Iterable[ChunkId]) -> None:
+        """One reference less for each of *ids*; raises StoreCorrupt when a chunk has fewer."""
+        for cid, n in Counter(ids).items():
+            left = self.count(cid) - n
+            if left < 0:
+                raise StoreCorrupt(f"chunk {cid.hex()} has fewer references than recipes name it")
+            if left:
+                self._meta.put(REFS, cid, REF_COUNT.pack(left))
+            else:
+                self._meta.delete(REFS, cid)
+                self._unreferenced.add(cid)
+
+    def note_unused(self, ids: Iterable[ChunkId]) -> None:
+        """Chunks that were written and may be named by nothing: dropped like those whose last reference went."""
+        self._unreferenced.update(ids)
+
+    def cut(self) -> None:
+        """At the cut of a batch: what lost its last reference before it may be dropped once the batch is durable."""
+        self._settling |= self._unreferenced
+        self._unreferenced = set()
+
+    def settle(self) -> None:
+        """The batch is durable."""
+        self._dead |= self._settling
+        self._settling = set()
+
+    def take_dead(self) -> list[ChunkId]:
+        """Chunks that nothing names, durably so; call only while no seal is under way whose recipes could name them."""
+        dead = [cid for cid in self._dead if self.count(cid) == 0]
+        self._dead = set()
+        return dead
+
+    @property
+    def has_dead(self) -> bool:
+        """True when `take_dead` has something to look at."""
+        return bool(self._dead)
+
+

@@ -1,0 +1,158 @@
+"""The one writer of `chunks/`: adds chunks in frames, drops dead ones, rewrites frames that are mostly dead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sessfs.format.chunk import FRAME_TARGET_BYTES, FrameCodec, chunk_id
+from sessfs.local.chunkstore import (
+    FRAME_KEY,
+    FRAMES,
+    INDEX,
+    LIVE,
+    LIVE_BYTES,
+    PLACE,
+    TOTALS,
+    TOTALS_KEY,
+    TOTALS_RECORD,
+    Totals,
+    decode_frame_record,
+    encode_frame_record,
+    find_place,
+    read_totals,
+)
+from sessfs.types import ChunkId, FrameNo
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sessfs.format.chunk import Buffer
+    from sessfs.local.db import Database
+
+REWRITE_BELOW = 0.5
+"""A frame of which less than this share is alive is rewritten with what is."""
+COMMIT_BYTES = 16 << 20
+
+
+class ChunkWriter:
+    """Owns all writing to `chunks/`. One process, one thread. Nothing is durable, or seen by readers, before `commit`."""
+
+    def __init__(self, db: Database, key: bytes, level: int | None = None) -> None:
+        self._db = db
+        self._key = key
+        self._codec = FrameCodec() if level is None else FrameCodec(level)
+        self._totals = read_totals(db)
+        self._open: list[bytes] = []
+        self._open_ids: list[tuple[ChunkId, int]] = []
+        self._open_bytes = 0
+        self._pending: set[ChunkId] = set()
+        self._uncommitted_bytes = 0
+        self.added: list[ChunkId] = []
+        """Chunks newly stored since the caller last cleared the list."""
+
+    def add(self, plaintext: Buffer) -> ChunkId:
+        """Store the chunk unless it is here already; returns its id."""
+        cid = chunk_id(self._key, plaintext)
+        if cid not in self._pending and find_place(self._db, cid) is None:
+            self._append(cid, bytes(plaintext))
+            self.added.append(cid)
+        return cid
+
+    def _append(self, cid: ChunkId, plaintext: bytes) -> None:
+        self._pending.add(cid)
+        self._open.append(plaintext)
+        self._open_ids.append((cid, len(plaintext)))
+        self._open_bytes += len(plaintext)
+        if self._open_bytes >= FRAME_TARGET_BYTES:
+            self.close_frame()
+
+    def close_frame(self) -> None:
+        """End the frame being filled, so that the next chunk starts another."""
+        if not self._open:
+            return
+        number = FrameNo(self._totals.next_frame)
+        record = encode_frame_record(self._open_ids, self._codec.encode(self._open))
+        self._db.put(FRAMES, FRAME_KEY.pack(number), record)
+        self._db.put(LIVE, FRAME_KEY.pack(number), LIVE_BYTES.pack(self._open_bytes))
+        offset = 0
+        for cid, length in self._open_ids:
+            self._db.put(INDEX, cid, PLACE.pack(number, offset, length))
+            offset += length
+        self._totals = Totals(
+            number + 1, self._totals.stored_bytes + len(record), self._totals.plain_bytes + self._open_bytes
+        )
+        self._uncommitted_bytes += len(record)
+        self._open, self._open_ids, self._open_bytes = [], [], 0
+        self._pending.clear()
+        if self._uncommitted_bytes >= COMMIT_BYTES:
+            self._write()
+
+    def commit(self) -> None:
+        """Make all that was added and dropped durable. Raises StoreFull when the disk is full; then nothing of what
+        came since the last commit may be referred to, and the writer must not be used further.
+        """
+        self.close_frame()
+        self._write()
+
+    def _write(self) -> None:
+        self._db.put(TOTALS, TOTALS_KEY, TOTALS_RECORD.pack(*self._totals))
+        batch = self._db.cut()
+        while not self._db.write_batch(batch):
+            self._db.grow()
+        self._db.settle(batch, durable=True)
+        self._uncommitted_bytes = 0
+
+    def drop(self, ids: Iterable[ChunkId]) -> None:
+        """Remove dead chunks: the frame goes with its last one, and is rewritten when mostly dead. Ids that are not
+        here are fine. The caller commits.
+        """
+        self.close_frame()
+        shrunk: set[FrameNo] = set()
+        for cid in ids:
+            place = find_place(self._db, cid)
+            if place is None:
+                continue
+            self._db.delete(INDEX, cid)
+            key = FRAME_KEY.pack(place.frame)
+            live = self._live(place.frame) - place.length
+            self._db.put(LIVE, key, LIVE_BYTES.pack(live))
+            self._totals = self._totals._replace(plain_bytes=self._totals.plain_bytes - place.length)
+            shrunk.add(place.frame)
+        for frame in sorted(shrunk):
+            self._shrink(frame)
+        self.close_frame()
+
+    def _live(self, frame: FrameNo) -> int:
+        value = self._db.get(LIVE, FRAME_KEY.pack(frame))
+        return int(LIVE_BYTES.unpack(value)[0]) if value else 0
+
+    def _shrink(self, frame: FrameNo) -> None:
+        record = self._db.get(FRAMES, FRAME_KEY.pack(frame))
+        if record is None:
+            return
+        entries, payload = decode_frame_record(record)
+        whole = sum(length for _, length in entries)
+        live = self._live(frame)
+        if live >= whole * REWRITE_BELOW:
+            return
+        survivors = self._survivors(frame, entries, self._codec.decode(payload)) if live else []
+        self._db.delete(FRAMES, FRAME_KEY.pack(frame))
+        self._db.delete(LIVE, FRAME_KEY.pack(frame))
+        self._totals = self._totals._replace(
+            stored_bytes=self._totals.stored_bytes - len(record),
+            plain_bytes=self._totals.plain_bytes - sum(len(plain) for _, plain in survivors),
+        )
+        for cid, plain in survivors:
+            self._append(cid, plain)
+
+    def _survivors(
+        self, frame: FrameNo, entries: list[tuple[ChunkId, int]], plain: bytes
+    ) -> list[tuple[ChunkId, bytes]]:
+        alive = []
+        offset = 0
+        for cid, length in entries:
+            place = find_place(self._db, cid)
+            if place is not None and place.frame == frame:
+                alive.append((cid, plain[offset : offset + length]))
+            offset += length
+        return alive

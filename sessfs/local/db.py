@@ -1,0 +1,246 @@
+"""LMDB with an overlay: changes are made in memory at once and become durable together, batch by batch.
+
+The request loop puts and deletes in the overlay, which costs a dictionary access; `cut` freezes the overlay at one
+instant, `write_batch` makes that batch durable in one transaction from a worker thread, and reads see overlay, then
+the batch on its way, then LMDB. So what is on disk is always a prefix of what was done. Only this module imports lmdb.
+"""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, NewType
+
+import lmdb
+
+from sessfs.errors import LocalStoreError, StoreCorrupt, StoreFull
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+TableName = NewType("TableName", str)
+PREFIX_BYTES = 8
+MAX_READERS = 256
+
+
+class _Layer:
+    """Changes of one table, not yet durable: key → value, None for a deletion; keys grouped by their first 8 bytes."""
+
+    __slots__ = ("by_prefix", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes | None] = {}
+        self.by_prefix: dict[bytes, list[bytes]] = {}
+
+    def set(self, key: bytes, value: bytes | None) -> None:
+        if key not in self.values:
+            self.by_prefix.setdefault(key[:PREFIX_BYTES], []).append(key)
+        self.values[key] = value
+
+    def keys_with(self, prefix: bytes) -> Iterator[bytes]:
+        if len(prefix) >= PREFIX_BYTES:
+            return (k for k in self.by_prefix.get(prefix[:PREFIX_BYTES], ()) if k.startswith(prefix))
+        return (k for k in self.values if k.startswith(prefix))
+
+
+class Batch:
+    """The changes of all tables between two cuts; immutable once cut."""
+
+    def __init__(self, layers: dict[TableName, _Layer]) -> None:
+        self._layers = layers
+
+    @property
+    def n_changes(self) -> int:
+        """Number of keys that change."""
+        return sum(len(layer.values) for layer in self._layers.values())
+
+    def layers(self) -> dict[TableName, _Layer]:
+        """Table → changes."""
+        return self._layers
+
+
+def open_environment(path: Path, n_tables: int, map_size_bytes: int, *, readonly: bool = False) -> lmdb.Environment:
+    """Open (and create, unless *readonly*) the environment in directory *path*.
+
+    Must be called after the last fork, once per process and path. Stale reader slots of killed processes are cleared.
+    Raises LocalStoreError when LMDB refuses.
+    """
+    if not readonly:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        env = lmdb.open(
+            str(path),
+            map_size=map_size_bytes,
+            max_dbs=n_tables,
+            max_readers=MAX_READERS,
+            readonly=readonly,
+            create=not readonly,
+            readahead=False,
+            meminit=False,
+            mode=0o600,
+        )
+        env.reader_check()
+    except lmdb.Error as exc:
+        raise LocalStoreError(f"can't open the database in {path}: {exc}") from exc
+    return env
+
+
+class Database:
+    """One environment, its tables and their overlay. One thread (the request loop) may call all but `write_batch`."""
+
+    def __init__(
+        self, path: Path, tables: Sequence[TableName], map_size_bytes: int, *, readonly: bool = False
+    ) -> None:
+        self._path = path
+        self._env = open_environment(path, len(tables), map_size_bytes, readonly=readonly)
+        self._handles = {}
+        for name in tables:
+            try:
+                self._handles[name] = self._env.open_db(name.encode(), create=not readonly)
+            except lmdb.NotFoundError as exc:
+                self._env.close()
+                raise StoreCorrupt(f"the database in {path} has no table {name}") from exc
+        self._layers = {name: _Layer() for name in tables}
+        self._in_flight: Batch | None = None
+        self._txn: lmdb.Transaction | None = None
+
+    def _reader(self) -> lmdb.Transaction:
+        if self._txn is None:
+            try:
+                self._txn = self._env.begin()
+            except lmdb.MapResizedError:
+                # Another process (the chunk writer) has grown the map: adopt its size.
+                self._env.set_mapsize(0)
+                self._txn = self._env.begin()
+        return self._txn
+
+    def refresh(self) -> None:
+        """Let the next read see what other threads and processes have committed; frees the pages this view held."""
+        if self._txn is not None:
+            self._txn.abort()
+            self._txn = None
+
+    def get(self, table: TableName, key: bytes) -> bytes | None:
+        """The value of *key*, newest change first; None when there is none."""
+        values = self._layers[table].values
+        if key in values:
+            return values[key]
+        if self._in_flight is not None:
+            values = self._in_flight.layers()[table].values
+            if key in values:
+                return values[key]
+        return self._reader().get(key, db=self._handles[table])
+
+    def put(self, table: TableName, key: bytes, value: bytes) -> None:
+        """Set *key* (at most 511 bytes); visible at once, durable with the next batch."""
+        self._layers[table].set(key, value)
+
+    def delete(self, table: TableName, key: bytes) -> None:
+        """Remove *key*, if it is there; visible at once, durable with the next batch."""
+        self._layers[table].set(key, None)
+
+    def scan(self, table: TableName, prefix: bytes = b"", after: bytes | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """(key, value) of every key that starts with *prefix* and is greater than *after*, in key order.
+
+        Must be used up before the next change to the table or the next `refresh`.
+        """
+        changes: dict[bytes, bytes | None] = {}
+        if self._in_flight is not None:
+            layer = self._in_flight.layers()[table]
+            changes.update((k, layer.values[k]) for k in layer.keys_with(prefix))
+        layer = self._layers[table]
+        changes.update((k, layer.values[k]) for k in layer.keys_with(prefix))
+        if after is not None:
+            changes = {k: v for k, v in changes.items() if k > after}
+        stored = self._scan_stored(table, prefix, after)
+        if not changes:
+            yield from stored
+            return
+        fresh = ((k, v) for k, v in sorted(changes.items()) if v is not None)
+        kept = ((k, v) for k, v in stored if k not in changes)
+        yield from heapq.merge(kept, fresh, key=lambda item: item[0])
+
+    def _scan_stored(self, table: TableName, prefix: bytes, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
+        with self._reader().cursor(db=self._handles[table]) as cursor:
+            start = prefix if after is None else max(prefix, after)
+            found = cursor.set_range(start) if start else cursor.first()
+            while found:
+                key = cursor.key()
+                if not key.startswith(prefix):
+                    return
+                if after is None or key > after:
+                    yield key, cursor.value()
+                found = cursor.next()
+
+    def count(self, table: TableName) -> int:
+        """Number of keys that are durable; changes in memory are not counted."""
+        return int(self._reader().stat(self._handles[table])["entries"])
+
+    @property
+    def is_dirty(self) -> bool:
+        """True when there are changes that no batch holds yet."""
+        return any(layer.values for layer in self._layers.values())
+
+    def cut(self) -> Batch:
+        """Freeze all changes made so far as one batch. `settle` must be called before the next cut."""
+        if self._in_flight is not None:
+            raise RuntimeError("a batch is already on its way")
+        batch = Batch(self._layers)
+        self._layers = {name: _Layer() for name in self._layers}
+        self._in_flight = batch
+        return batch
+
+    def write_batch(self, batch: Batch) -> bool:
+        """Make *batch* durable in one transaction; may be called from any thread. False when the map is full: call
+        `grow` from the request loop and try again. Raises StoreFull when the disk is, LocalStoreError on other errors;
+        nothing of the batch is on disk then.
+        """
+        try:
+            with self._env.begin(write=True) as txn:
+                for name, layer in batch.layers().items():
+                    handle = self._handles[name]
+                    for key, value in layer.values.items():
+                        if value is None:
+                            txn.delete(key, db=handle)
+                        else:
+                            txn.put(key, value, db=handle)
+        except lmdb.MapFullError:
+            return False
+        except lmdb.DiskError as exc:
+            raise StoreFull(f"the disk of {self._path} takes no more: {exc}") from exc
+        except lmdb.Error as exc:
+            if "No space left" in str(exc):
+                raise StoreFull(f"the disk of {self._path} is full") from exc
+            raise LocalStoreError(f"can't commit to {self._path}: {exc}") from exc
+        return True
+
+    def settle(self, batch: Batch, *, durable: bool) -> None:
+        """End of a batch: when *durable*, reads go to LMDB; else its changes return to the overlay, below newer ones."""
+        if batch is not self._in_flight:
+            raise RuntimeError("this batch is not on its way")
+        self._in_flight = None
+        if durable:
+            self.refresh()
+            return
+        for name, layer in batch.layers().items():
+            newer = self._layers[name]
+            for key, value in newer.values.items():
+                layer.set(key, value)
+            self._layers[name] = layer
+
+    def grow(self) -> int:
+        """Double the map; returns its new size in bytes. No `write_batch` may be running."""
+        self.refresh()
+        size = int(self._env.info()["map_size"]) * 2
+        self._env.set_mapsize(size)
+        return size
+
+    def stored_bytes(self) -> int:
+        """Bytes of the pages in use (not the file's length)."""
+        info = self._env.info()
+        return (int(info["last_pgno"]) + 1) * int(self._env.stat()["psize"])
+
+    def close(self) -> None:
+        """Close; changes that were not written are lost."""
+        self.refresh()
+        self._env.close()

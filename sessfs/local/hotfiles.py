@@ -1,0 +1,144 @@
+"""Hot files: plain sparse files `STATE/hot/<ino>.<number>` (both hexadecimal) with the bytes of files being modified.
+
+A hot file's number is never reused, so a new hot content of an inode is always a new file and a crash can't mix two.
+Open descriptors are kept, the least recently used closed first.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from sessfs.errors import StoreFull
+from sessfs.types import Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MAX_OPEN = 512
+
+
+class HotFiles:
+    """The directory of hot files. The request loop uses all of it; `sync` alone may be called from other threads."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory = directory
+        self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._fds: dict[int, int] = {}
+        self._names_unsynced = False
+
+    def path(self, ino: Ino, number: int) -> Path:
+        """Where the hot file lies."""
+        return self._directory / f"{ino:x}.{number:x}"
+
+    def create(self, ino: Ino, number: int, size_bytes: int) -> None:
+        """Make an empty (sparse) hot file that reads as *size_bytes* zeros."""
+        fd = os.open(f"{ino:x}.{number:x}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._dir_fd)
+        self._names_unsynced = True
+        self._keep(number, fd)
+        if size_bytes:
+            os.ftruncate(fd, size_bytes)
+
+    def fd(self, ino: Ino, number: int) -> int:
+        """A descriptor for reading and writing, valid until the next call of any method."""
+        fd = self._fds.pop(number, None)
+        if fd is None:
+            fd = os.open(f"{ino:x}.{number:x}", os.O_RDWR | os.O_CLOEXEC, dir_fd=self._dir_fd)
+            self._keep(number, fd)
+        else:
+            self._fds[number] = fd
+        return fd
+
+    def _keep(self, number: int, fd: int) -> None:
+        self._fds[number] = fd
+        if len(self._fds) > MAX_OPEN:
+            oldest = next(iter(self._fds))
+            os.close(self._fds.pop(oldest))
+
+    def pread(self, ino: Ino, number: int, length: int, offset: int) -> bytes:
+        """Exactly *length* bytes at *offset*; past the end of the hot file they are zeros."""
+        got = os.pread(self.fd(ino, number), length, offset)
+        if len(got) < length:
+            got += bytes(length - len(got))
+        return got
+
+    def pwrite(self, ino: Ino, number: int, content: bytes | memoryview, offset: int) -> None:
+        """Write all of *content* at *offset*; raises StoreFull when the disk is full."""
+        fd = self.fd(ino, number)
+        view = memoryview(content)
+        try:
+            while view:
+                written = os.pwrite(fd, view, offset)
+                view = view[written:]
+                offset += written
+        except OSError as exc:
+            raise self._full(exc) from exc
+
+    def truncate(self, ino: Ino, number: int, size_bytes: int) -> None:
+        """Cut or extend with zeros."""
+        try:
+            os.ftruncate(self.fd(ino, number), size_bytes)
+        except OSError as exc:
+            raise self._full(exc) from exc
+
+    def _full(self, exc: OSError) -> StoreFull:
+        return StoreFull(f"can't write to {self._directory}: {exc.strerror}")
+
+    def allocated_bytes(self, ino: Ino, number: int) -> int:
+        """Bytes of disk that the hot file takes."""
+        return os.fstat(self.fd(ino, number)).st_blocks * 512
+
+    def duplicate(self, ino: Ino, number: int) -> int:
+        """A descriptor of the caller's own, to be flushed by `sync` in a thread and closed by it."""
+        return os.dup(self.fd(ino, number))
+
+    def take_name_sync(self) -> int | None:
+        """A descriptor of the directory to `sync` when hot files were created since the last call, else None."""
+        if not self._names_unsynced:
+            return None
+        self._names_unsynced = False
+        return os.dup(self._dir_fd)
+
+    def delete(self, ino: Ino, number: int) -> None:
+        """Remove the hot file; one that is not there is fine."""
+        fd = self._fds.pop(number, None)
+        if fd is not None:
+            os.close(fd)
+        try:
+            os.unlink(f"{ino:x}.{number:x}", dir_fd=self._dir_fd)
+        except FileNotFoundError:
+            return
+
+    def iter_files(self) -> Iterator[tuple[Ino, int, int]]:
+        """(inode, number, length in bytes) of every hot file in the directory."""
+        for entry in os.scandir(self._directory):
+            ino, _, number = entry.name.partition(".")
+            try:
+                yield Ino(int(ino, 16)), int(number, 16), entry.stat().st_size
+            except ValueError:
+                continue
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for fd in self._fds.values():
+            os.close(fd)
+        self._fds.clear()
+        os.close(self._dir_fd)
+
+
+def sync(fds: list[int]) -> None:
+    """Flush each descriptor's data to the disk and close it; any thread. Raises StoreFull for EIO and ENOSPC, after
+    closing them all.
+    """
+    failed: OSError | None = None
+    for fd in fds:
+        try:
+            os.fdatasync(fd)
+        except OSError as exc:
+            failed = exc
+        finally:
+            os.close(fd)
+    if failed is not None:
+        raise StoreFull(f"a hot file could not be flushed: {failed.strerror}") from failed

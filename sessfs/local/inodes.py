@@ -1,0 +1,394 @@
+"""Inodes, dentries, symlink targets, xattrs, recipes and session counters: the tables of `meta/`.
+
+Inodes are loaded at first use and kept in memory; `encode_dirty` puts the changed ones into the database's overlay,
+which happens before each cut. Record layouts: docs/format.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from sessfs.errors import StoreCorrupt
+from sessfs.format.recipe import Recipe
+from sessfs.local.db import Database, TableName
+from sessfs.types import ROOT_INO, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+INODES = TableName("inodes")
+DENTRIES = TableName("dentries")
+SYMLINKS = TableName("symlinks")
+XATTRS = TableName("xattrs")
+RECIPES = TableName("recipes")
+SESSIONS = TableName("sessions")
+ORPHANS = TableName("orphans")
+REFS = TableName("refs")
+SUPER = TableName("super")
+META_TABLES = (INODES, DENTRIES, SYMLINKS, XATTRS, RECIPES, SESSIONS, ORPHANS, REFS, SUPER)
+META_MAP_BYTES = 1 << 36
+
+INO = struct.Struct(">Q")
+"""Keys are big-endian, so that they sort by number."""
+INODE_HEAD = struct.Struct("<IIIIQQqqqQQQQ")
+COLD_RANGE = struct.Struct("<QQ")
+DENTRY = struct.Struct("<QI")
+SESSION = struct.Struct("<QQq")
+COUNTER = struct.Struct("<Q")
+NEXT_NUMBER = b"next-number"
+NUMBER_BLOCK = 4096
+MAX_CLEAN_INODES = 20_000
+
+Ranges = list[tuple[int, int]]
+
+
+class Dentry(NamedTuple):
+    """What a name in a directory stands for: the inode, and its file type (the S_IFMT bits of its mode)."""
+
+    ino: Ino
+    kind: int
+
+
+class Inode:
+    """One inode in memory. Change it through its owner's functions and call `Inodes.touch` after.
+
+    *cold* are the ranges [start, end) of the content that are still only in the recipe's chunks, in order, disjoint,
+    on extent boundaries; everything else below *size* is in the hot file number *hot_no* (0: there is none).
+    *version* grows with each change of content: a seal of an older version is not used. *unsynced* is true while the
+    hot file holds bytes that were not flushed to the disk; *ordered* while a commit must flush them first.
+    """
+
+    __slots__ = (
+        "allocated",
+        "atime_ns",
+        "cold",
+        "ctime_ns",
+        "gid",
+        "hot_no",
+        "ino",
+        "mode",
+        "mtime_ns",
+        "nlink",
+        "opens",
+        "ordered",
+        "parent",
+        "rdev",
+        "recipe",
+        "session",
+        "size",
+        "uid",
+        "unsynced",
+        "version",
+    )
+
+    def __init__(self, ino: Ino) -> None:
+        self.ino = ino
+        self.mode = self.uid = self.gid = self.nlink = self.rdev = self.size = 0
+        self.atime_ns = self.mtime_ns = self.ctime_ns = 0
+        self.session = ROOT_INO
+        self.parent = ROOT_INO
+        self.hot_no = 0
+        self.allocated = 0
+        self.cold: Ranges = []
+        self.recipe: Recipe | None = None
+        self.opens = 0
+        self.version = 0
+        self.unsynced = False
+        self.ordered = False
+
+    def encode(self) -> bytes:
+        """The stored record."""
+        head = INODE_HEAD.pack(
+            self.mode,
+            self.uid,
+            self.gid,
+            self.nlink,
+            self.rdev,
+            self.size,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.session,
+            self.parent,
+            self.hot_no,
+            self.allocated,
+        )
+        if not self.cold:
+            return head
+        return head + b"".join(COLD_RANGE.pack(start, end) for start, end in self.cold)
+
+
+def decode_inode(ino: Ino, record: bytes) -> Inode:
+    """Inverse of `Inode.encode`; raises StoreCorrupt when *record* has no valid length."""
+    tail = len(record) - INODE_HEAD.size
+    if tail < 0 or tail % COLD_RANGE.size:
+        raise StoreCorrupt(f"the record of inode {ino} has {len(record)} bytes")
+    inode = Inode(ino)
+    (
+        inode.mode,
+        inode.uid,
+        inode.gid,
+        inode.nlink,
+        inode.rdev,
+        inode.size,
+        inode.atime_ns,
+        inode.mtime_ns,
+        inode.ctime_ns,
+        session,
+        parent,
+        inode.hot_no,
+        inode.allocated,
+    ) = INODE_HEAD.unpack_from(record)
+    inode.session = Ino(session)
+    inode.parent = Ino(parent)
+    if tail:
+        inode.cold = list(COLD_RANGE.iter_unpack(record[INODE_HEAD.size :]))
+    return inode
+
+
+class SessionCounters:
+    """Running totals of one session: files (all but directories), their sizes in bytes, time of the last change."""
+
+    __slots__ = ("files", "last_change_ns", "logical_bytes")
+
+    def __init__(self, files: int = 0, logical_bytes: int = 0, last_change_ns: int = 0) -> None:
+        self.files = files
+        self.logical_bytes = logical_bytes
+        self.last_change_ns = last_change_ns
+
+
+class Inodes:
+    """The inode cache over a Database. Used by the request loop alone; nothing here blocks but a read of LMDB."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._cache: dict[Ino, Inode] = {}
+        self._dirty: dict[Ino, Inode] = {}
+        self._sessions: dict[Ino, SessionCounters] = {}
+        self._dirty_sessions: set[Ino] = set()
+        self._lookups: dict[Ino, int] = {}
+        self._next = self._limit = 0
+
+    # -- numbers
+
+    def allocate_number(self) -> int:
+        """A number never given before in this state directory: for inodes and hot files. Reserved in blocks, so that a
+        crash can't give one twice: the block's end is in the overlay before its first number is used.
+        """
+        if self._next >= self._limit:
+            stored = self._db.get(SUPER, NEXT_NUMBER)
+            self._next = COUNTER.unpack(stored)[0] if stored else ROOT_INO + 1
+            self._limit = self._next + NUMBER_BLOCK
+            self._db.put(SUPER, NEXT_NUMBER, COUNTER.pack(self._limit))
+        number = self._next
+        self._next += 1
+        return number
+
+    # -- inodes
+
+    def find(self, ino: Ino) -> Inode | None:
+        """The inode, or None when there is none of that number."""
+        inode = self._cache.get(ino)
+        if inode is None:
+            record = self._db.get(INODES, INO.pack(ino))
+            if record is None:
+                return None
+            inode = decode_inode(ino, record)
+            self._cache[ino] = inode
+            if len(self._cache) > MAX_CLEAN_INODES:
+                self._trim(keep=ino)
+        return inode
+
+    def get(self, ino: Ino) -> Inode:
+        """The inode; raises StoreCorrupt when a name or handle leads to one that is not there."""
+        inode = self.find(ino)
+        if inode is None:
+            raise StoreCorrupt(f"inode {ino} is named but not stored")
+        return inode
+
+    def create(self, mode: int, uid: int, gid: int, now_ns: int) -> Inode:
+        """A new inode with a fresh number, nlink 0; the caller sets session and parent and links it."""
+        inode = Inode(Ino(self.allocate_number()))
+        inode.mode, inode.uid, inode.gid = mode, uid, gid
+        inode.atime_ns = inode.mtime_ns = inode.ctime_ns = now_ns
+        self._cache[inode.ino] = inode
+        self._dirty[inode.ino] = inode
+        return inode
+
+    def touch(self, inode: Inode) -> None:
+        """Note that *inode* changed: it goes into the next batch."""
+        self._dirty[inode.ino] = inode
+
+    def remove(self, inode: Inode) -> None:
+        """Delete the inode's records (inode, symlink target, xattrs, orphan mark). Its recipe must be gone already."""
+        key = INO.pack(inode.ino)
+        self._cache.pop(inode.ino, None)
+        self._dirty.pop(inode.ino, None)
+        for table in (INODES, SYMLINKS, ORPHANS):
+            self._db.delete(table, key)
+        for xattr_key, _ in list(self._db.scan(XATTRS, key)):
+            self._db.delete(XATTRS, xattr_key)
+
+    def encode_dirty(self) -> None:
+        """Put every changed inode and session counter into the overlay; called right before a cut."""
+        for ino, inode in self._dirty.items():
+            self._db.put(INODES, INO.pack(ino), inode.encode())
+        self._dirty.clear()
+        for session in self._dirty_sessions:
+            counters = self._sessions[session]
+            record = SESSION.pack(counters.files, counters.logical_bytes, counters.last_change_ns)
+            self._db.put(SESSIONS, INO.pack(session), record)
+        self._dirty_sessions.clear()
+
+    @property
+    def is_dirty(self) -> bool:
+        """True when an inode or counter changed since the last `encode_dirty`."""
+        return bool(self._dirty or self._dirty_sessions)
+
+    def _trim(self, keep: Ino) -> None:
+        idle = [
+            ino
+            for ino, inode in self._cache.items()
+            if ino != keep and not inode.opens and not inode.hot_no and ino not in self._dirty
+        ]
+        for ino in idle[: max(len(self._cache) - MAX_CLEAN_INODES * 3 // 4, 0)]:
+            del self._cache[ino]
+
+    # -- kernel references
+
+    def remember(self, ino: Ino) -> None:
+        """The kernel was told of *ino* once more."""
+        self._lookups[ino] = self._lookups.get(ino, 0) + 1
+
+    def forget(self, ino: Ino, count: int) -> bool:
+        """The kernel forgets *count* times; True when it then knows the inode no more."""
+        left = self._lookups.get(ino, 0) - count
+        if left > 0:
+            self._lookups[ino] = left
+            return False
+        self._lookups.pop(ino, None)
+        return True
+
+    def is_known(self, ino: Ino) -> bool:
+        """True while the kernel holds a reference."""
+        return ino in self._lookups
+
+    # -- dentries
+
+    def find_dentry(self, parent: Ino, name: bytes) -> Dentry | None:
+        """What *name* in *parent* stands for, or None."""
+        value = self._db.get(DENTRIES, INO.pack(parent) + name)
+        if value is None:
+            return None
+        ino, kind = DENTRY.unpack(value)
+        return Dentry(Ino(ino), kind)
+
+    def set_dentry(self, parent: Ino, name: bytes, inode: Inode) -> None:
+        """Make *name* in *parent* stand for *inode*; link counts and times are the caller's."""
+        self._db.put(DENTRIES, INO.pack(parent) + name, DENTRY.pack(inode.ino, inode.mode & 0o170000))
+
+    def delete_dentry(self, parent: Ino, name: bytes) -> None:
+        """Remove *name* from *parent*."""
+        self._db.delete(DENTRIES, INO.pack(parent) + name)
+
+    def iter_dentries(self, parent: Ino, after: bytes | None = None) -> Iterator[tuple[bytes, Dentry]]:
+        """(name, dentry) of *parent* in order of the names' bytes, those greater than *after*."""
+        prefix = INO.pack(parent)
+        for key, value in self._db.scan(DENTRIES, prefix, None if after is None else prefix + after):
+            ino, kind = DENTRY.unpack(value)
+            yield key[INO.size :], Dentry(Ino(ino), kind)
+
+    def has_entries(self, parent: Ino) -> bool:
+        """True when the directory holds any name."""
+        return next(self._db.scan(DENTRIES, INO.pack(parent)), None) is not None
+
+    # -- symlinks, xattrs, recipes, orphans
+
+    def get_target(self, ino: Ino) -> bytes:
+        """The symlink's target."""
+        target = self._db.get(SYMLINKS, INO.pack(ino))
+        if target is None:
+            raise StoreCorrupt(f"symlink {ino} has no target")
+        return target
+
+    def set_target(self, ino: Ino, target: bytes) -> None:
+        """Set the symlink's target."""
+        self._db.put(SYMLINKS, INO.pack(ino), target)
+
+    def find_xattr(self, ino: Ino, name: bytes) -> bytes | None:
+        """The value of the xattr, or None."""
+        return self._db.get(XATTRS, INO.pack(ino) + name)
+
+    def set_xattr(self, ino: Ino, name: bytes, value: bytes) -> None:
+        """Set the xattr."""
+        self._db.put(XATTRS, INO.pack(ino) + name, value)
+
+    def delete_xattr(self, ino: Ino, name: bytes) -> None:
+        """Remove the xattr."""
+        self._db.delete(XATTRS, INO.pack(ino) + name)
+
+    def iter_xattrs(self, ino: Ino) -> Iterator[tuple[bytes, bytes]]:
+        """(name, value) of all xattrs of the inode."""
+        for key, value in self._db.scan(XATTRS, INO.pack(ino)):
+            yield key[INO.size :], value
+
+    def load_recipe(self, inode: Inode) -> Recipe:
+        """The recipe below the inode's cold ranges; an empty one when it has none."""
+        if inode.recipe is None:
+            inode.recipe = Recipe(self._db.get(RECIPES, INO.pack(inode.ino)) or b"")
+        return inode.recipe
+
+    def store_recipe(self, inode: Inode, recipe: Recipe | None) -> None:
+        """Replace the recipe's record (None: remove it). Reference counts are the caller's."""
+        inode.recipe = recipe
+        if recipe is None:
+            self._db.delete(RECIPES, INO.pack(inode.ino))
+        else:
+            self._db.put(RECIPES, INO.pack(inode.ino), recipe.packed)
+
+    def mark_orphan(self, inode: Inode) -> None:
+        """Note that the inode has no name left and goes when its last user does, or at the next mount."""
+        self._db.put(ORPHANS, INO.pack(inode.ino), b"")
+
+    def iter_orphans(self) -> Iterator[Ino]:
+        """Inodes marked by `mark_orphan` and not yet removed."""
+        for key, _ in self._db.scan(ORPHANS):
+            yield Ino(INO.unpack(key)[0])
+
+    def iter_inodes(self) -> Iterator[Inode]:
+        """Every stored inode, in order of number, decoded afresh; changes since the last cut are not in them."""
+        for key, record in self._db.scan(INODES):
+            ino = Ino(INO.unpack(key)[0])
+            yield decode_inode(ino, record)
+
+    # -- sessions
+
+    def session_counters(self, session: Ino) -> SessionCounters:
+        """The counters of *session*, zero when new."""
+        counters = self._sessions.get(session)
+        if counters is None:
+            record = self._db.get(SESSIONS, INO.pack(session))
+            counters = SessionCounters(*SESSION.unpack(record)) if record else SessionCounters()
+            self._sessions[session] = counters
+        return counters
+
+    def account(self, session: Ino, files: int, size_bytes: int, now_ns: int) -> None:
+        """Add to the counters of *session* and note the time of its change."""
+        counters = self.session_counters(session)
+        counters.files += files
+        counters.logical_bytes += size_bytes
+        counters.last_change_ns = max(counters.last_change_ns, now_ns)
+        self._dirty_sessions.add(session)
+
+    def drop_session(self, session: Ino) -> None:
+        """Forget the counters of a removed session."""
+        self._sessions.pop(session, None)
+        self._dirty_sessions.discard(session)
+        self._db.delete(SESSIONS, INO.pack(session))
+
+    def iter_sessions(self) -> Iterator[tuple[Ino, SessionCounters]]:
+        """(session, counters) of every session that has any."""
+        stored = {Ino(INO.unpack(key)[0]) for key, _ in self._db.scan(SESSIONS)}
+        for session in sorted(stored | self._dirty_sessions):
+            yield session, self.session_counters(session)
