@@ -1,0 +1,71 @@
+"""The few system calls that Python lacks, and a bound on the time of any call that may block for ever."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+CAP_SYS_ADMIN = 21
+
+
+def umount2(mountpoint: str, flags: int) -> None:
+    """Unmount the topmost filesystem at *mountpoint*. Raises OSError as umount2(2); never follows a symlink."""
+    _libc_call("umount2", mountpoint, os.fsencode(mountpoint), ctypes.c_int(flags | UMOUNT_NOFOLLOW))
+
+
+def syncfs(path: str) -> None:
+    """Write out what the kernel holds of the filesystem at *path*. May block as long as its daemon does."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _libc_call("syncfs", path, ctypes.c_int(fd))
+    finally:
+        os.close(fd)
+
+
+def may_mount() -> bool:
+    """Whether this process has CAP_SYS_ADMIN, which root in a container usually lacks."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> CAP_SYS_ADMIN & 1)
+    return False
+
+
+def within(timeout_s: float, function: Callable[[], T], what: str) -> T:
+    """Return what *function* returns, or raise what it raises; TimeoutError naming *what* after *timeout_s*.
+
+    After a TimeoutError the call goes on in a daemon thread, which does not keep the process from exiting.
+    """
+    answer: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            answer.append(function())
+        except BaseException as exc:
+            failure.append(exc)
+
+    thread = threading.Thread(target=run, name=what, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    if failure:
+        raise failure[0]
+    if not answer:
+        raise TimeoutError(f"{what} did not finish within {timeout_s:g} s")
+    return answer[0]
+
+
+def _libc_call(name: str, path: str, *arguments: object) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)

@@ -1,0 +1,143 @@
+"""Take a mount down so that nothing is lost: kernel pages, a durable commit, the unmount, and the daemon's end."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sessfs.errors import MountBusy, NoRights, NotMounted
+from sessfs.mount import mountinfo, openers, preflight, syscalls
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+BUSY_PATIENCE_S = 1.0
+"""How long a busy mount is tried again: processes that were just told to end need a moment."""
+_NAMED_OPENERS = 10
+
+
+class Unmounted(msgspec.Struct, frozen=True):
+    """What unmount did."""
+
+    mountpoint: str
+    state_dir: str
+    was_dead: bool
+    """The daemon had gone before: the mount was detached, and the next mount recovers what it left."""
+
+
+def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float], object]) -> Unmounted:
+    """Unmount the sessfs at *mountpoint*, and return when everything is durable and the daemon has ended.
+
+    *commit* is called with the state directory and the seconds left, and returns when all that the daemon
+    acknowledged is durable. A dead mount is detached at once. Raises NotMounted; MountBusy, the mount being still up,
+    when processes have files open (it names them) or *timeout_s* passed; MountBusy, the mount being down, when only
+    the daemon's end was not reached; NoRights; and what *commit* raises.
+    """
+    deadline = time.monotonic() + timeout_s
+    place = mountinfo.resolve(mountpoint)
+    state_dir = preflight.find_state(place)
+    try:
+        alive = preflight.answers(place)
+    except TimeoutError as exc:
+        pid = preflight.daemon_pid(state_dir)
+        raise MountBusy(
+            f"{place} is still mounted: its daemon (pid {pid}) hangs. If it does not come back, end it with "
+            f"`kill -9 {pid}`; then `sessfs umount {place}`, and the next mount recovers"
+        ) from exc
+    if not alive:
+        preflight.detach_dead(place)
+        return Unmounted(mountpoint=str(place), state_dir=str(state_dir), was_dead=True)
+    try:
+        syscalls.within(_left(deadline), lambda: syscalls.syncfs(str(place)), "writing out the kernel's pages")
+        syscalls.within(_left(deadline), lambda: commit(state_dir, _left(deadline)), "the durable commit")
+    except TimeoutError as exc:
+        raise MountBusy(f"{place} is still mounted: {exc}; it goes on, so run `sessfs umount` again") from exc
+    except PermissionError as exc:
+        raise NoRights(f"{place} may not be read by uid {os.geteuid()}: unmount as the user who mounted it") from exc
+    with _process_of(state_dir) as pidfd:
+        _detach_busy_named(place, min(deadline, time.monotonic() + BUSY_PATIENCE_S))
+        _wait_ended(pidfd, state_dir, deadline, timeout_s)
+    return Unmounted(mountpoint=str(place), state_dir=str(state_dir), was_dead=False)
+
+
+def _left(deadline: float) -> float:
+    return max(deadline - time.monotonic(), 0.01)
+
+
+@contextlib.contextmanager
+def _process_of(state_dir: Path) -> Iterator[int | None]:
+    """A pidfd of the daemon that holds the lock of *state_dir*; None if there is none any more."""
+    pid = preflight.daemon_pid(state_dir) if preflight.lock_held(state_dir) else None
+    pidfd = None
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
+
+
+def _detach_busy_named(place: Path, deadline: float) -> None:
+    """Unmount; while it is busy, again until *deadline*, then MountBusy with the names."""
+    while True:
+        mount = mountinfo.find_mount(place)
+        if mount is None or mount.fs_type != mountinfo.FS_TYPE:
+            raise NotMounted(f"somebody else unmounted {place} meanwhile")
+        problem = _try_unmount(place)
+        if problem is None:
+            return
+        busy = openers.find_openers(mount)
+        if time.monotonic() >= deadline:
+            raise MountBusy(_busy_message(place, busy, problem))
+        time.sleep(0.1)
+
+
+def _try_unmount(place: Path) -> str | None:
+    """None when it is unmounted, else what the system said while it was busy. Raises NoRights."""
+    if os.geteuid() == 0:
+        try:
+            syscalls.umount2(str(place), 0)
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise NoRights(f"{place} can't be unmounted: {exc.strerror}") from exc
+            return str(exc.strerror)
+        return None
+    problem = preflight.fusermount("-u", str(place))
+    if problem is not None and "busy" not in problem.lower():
+        raise NoRights(f"{place} can't be unmounted: {problem}; unmount as the user who mounted it, or as root")
+    return problem
+
+
+def _busy_message(place: Path, busy: list[openers.Opener], problem: str) -> str:
+    if not busy:
+        return (
+            f"{place} is still mounted: {problem}, but by no process that uid {os.geteuid()} can see; "
+            "look as root, and in containers that have it mounted"
+        )
+    names = ", ".join(str(opener) for opener in busy[:_NAMED_OPENERS])
+    more = f", and {len(busy) - _NAMED_OPENERS} more" if len(busy) > _NAMED_OPENERS else ""
+    return f"{place} is still mounted: in use by {names}{more}; end them and run `sessfs umount` again"
+
+
+def _wait_ended(pidfd: int | None, state_dir: Path, deadline: float, timeout_s: float) -> None:
+    """Return when the daemon has ended and the lock of its state is free. Raises MountBusy at *deadline*."""
+    if pidfd is not None:
+        readable, _, _ = select.select([pidfd], [], [], _left(deadline))
+        if not readable:
+            raise MountBusy(
+                f"it is unmounted, but after {timeout_s:g} s the daemon (pid {preflight.daemon_pid(state_dir)}) is "
+                f"still finishing its work on {state_dir}; {state_dir}/sessfs.log says what"
+            )
+    while preflight.lock_held(state_dir):
+        if time.monotonic() >= deadline:
+            raise MountBusy(f"it is unmounted, but a process still holds {state_dir}/lock")
+        time.sleep(0.02)
