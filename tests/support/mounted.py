@@ -206,7 +206,7 @@ class Mounted:
         return result
 
     def mount(self) -> None:
-        """Mount; on return the mountpoint answers, and `pid` is the daemon's. Mending a dead mount is the CLI's work."""
+        """Mount; on return the mountpoint answers, and `pid` is the daemon's. Mending a dead mount is up to the CLI."""
         self.sessfs("mount", str(self.path), "--state", str(self.state), *self.options)
         end = time.monotonic() + _START_S
         while not self.is_mounted():

@@ -26,6 +26,7 @@ RENAME_WHITEOUT = 4
 MNT_DETACH = 2
 
 _AT_FDCWD = -100
+_AT_SYMLINK_FOLLOW = 0x400
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -67,6 +68,12 @@ def _checked(result: int) -> int:
 def renameat2(source: Path | bytes, target: Path | bytes, flags: int) -> None:
     """renameat2(2) with *flags*; raises OSError."""
     _checked(_libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags))
+
+
+def link_descriptor(fd: int, target: Path) -> None:
+    """linkat(2) of an open file, found through /proc, to a new name; raises OSError."""
+    source = f"/proc/self/fd/{fd}".encode()
+    _checked(_libc.linkat(_AT_FDCWD, source, _AT_FDCWD, os.fsencode(target), _AT_SYMLINK_FOLLOW))
 
 
 def syncfs(fd: int) -> None:
