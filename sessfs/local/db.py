@@ -129,7 +129,8 @@ class Database:
             values = self._in_flight.layers()[table].values
             if key in values:
                 return values[key]
-        return self._reader().get(key, db=self._handles[table])
+        stored = self._reader().get(key, db=self._handles[table])
+        return None if stored is None else bytes(stored)
 
     def put(self, table: TableName, key: bytes, value: bytes) -> None:
         """Set *key* (at most 511 bytes); visible at once, durable with the next batch."""
@@ -165,11 +166,11 @@ class Database:
             start = prefix if after is None else max(prefix, after)
             found = cursor.set_range(start) if start else cursor.first()
             while found:
-                key = cursor.key()
+                key = bytes(cursor.key())
                 if not key.startswith(prefix):
                     return
                 if after is None or key > after:
-                    yield key, cursor.value()
+                    yield key, bytes(cursor.value())
                 found = cursor.next()
 
     def count(self, table: TableName) -> int:

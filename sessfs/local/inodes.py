@@ -56,12 +56,14 @@ class Inode:
     *cold* are the ranges [start, end) of the content that are still only in the recipe's chunks, in order, disjoint,
     on extent boundaries; everything else below *size* is in the hot file number *hot_no* (0: there is none).
     *version* grows with each change of content: a seal of an older version is not used. *unsynced* is true while the
-    hot file holds bytes that were not flushed to the disk; *ordered* while a commit must flush them first.
+    hot file holds bytes that were not flushed to the disk; *ordered* while a commit must flush them first. *changed_s* is
+    the monotonic time of the last change to the hot file.
     """
 
     __slots__ = (
         "allocated",
         "atime_ns",
+        "changed_s",
         "cold",
         "ctime_ns",
         "gid",
@@ -94,6 +96,7 @@ class Inode:
         self.recipe: Recipe | None = None
         self.opens = 0
         self.version = 0
+        self.changed_s = 0.0
         self.unsynced = False
         self.ordered = False
 
@@ -215,6 +218,11 @@ class Inodes:
         self._cache[inode.ino] = inode
         self._dirty[inode.ino] = inode
         return inode
+
+    def adopt(self, inode: Inode) -> None:
+        """Take in an inode made elsewhere, under the number it has."""
+        self._cache[inode.ino] = inode
+        self._dirty[inode.ino] = inode
 
     def touch(self, inode: Inode) -> None:
         """Note that *inode* changed: it goes into the next batch."""

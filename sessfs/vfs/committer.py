@@ -1,0 +1,130 @@
+"""Group commit: one durable metadata batch after another, each holding every operation acknowledged before its cut.
+
+The order of one commit: flush the ordered hot files, then the batch in one LMDB transaction, then delete what the batch
+made superfluous. A crash between any two steps leaves the previous batch, with all data that it speaks of.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from sessfs.errors import LocalStoreError
+from sessfs.local.hotfiles import sync
+
+if TYPE_CHECKING:
+    from sessfs.local.chunkstore import References
+    from sessfs.local.db import Batch, Database
+    from sessfs.local.hotfiles import HotFiles
+    from sessfs.local.inodes import Inodes
+    from sessfs.vfs.fileio import FileIO
+
+log = logging.getLogger(__name__)
+RETRY_S = 1.0
+
+
+class _Outcome:
+    """What the commit that several tasks wait for came to."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: LocalStoreError | None = None
+        self.waiters = 0
+
+
+class Committer:
+    """Commits what changed, at the latest *interval_s* after the change and at once when someone asks."""
+
+    def __init__(
+        self,
+        meta: Database,
+        inodes: Inodes,
+        references: References,
+        fileio: FileIO,
+        hot: HotFiles,
+        *,
+        interval_s: float,
+    ) -> None:
+        self._meta = meta
+        self._inodes = inodes
+        self._references = references
+        self._fileio = fileio
+        self._hot = hot
+        self._interval_s = interval_s
+        self._next = _Outcome()
+        self._asked = trio.Event()
+        self.failed: LocalStoreError | None = None
+        """The error of the last commit, None once one succeeds again."""
+        self.n_commits = 0
+
+    async def commit(self) -> None:
+        """Return once everything acknowledged before the call is durable. Raises LocalStoreError when it can't be made
+        so; it stays in memory and is tried again.
+        """
+        outcome = self._next
+        outcome.waiters += 1
+        self._asked.set()
+        await outcome.done.wait()
+        if outcome.error is not None:
+            raise LocalStoreError(str(outcome.error)) from outcome.error
+
+    async def run(self) -> None:
+        """Commit for ever; started once, in the daemon's nursery."""
+        while True:
+            with trio.move_on_after(self._interval_s):
+                await self._asked.wait()
+            self._asked = trio.Event()
+            outcome, self._next = self._next, _Outcome()
+            try:
+                await self._commit_once()
+                self.failed = None
+            except LocalStoreError as exc:
+                if self.failed is None:
+                    log.error("commit failed, will be tried again: %s", exc)
+                outcome.error = self.failed = exc
+            finally:
+                outcome.done.set()
+            if self.failed is not None:
+                await trio.sleep(RETRY_S)
+
+    async def _commit_once(self) -> None:
+        ordered = self._fileio.take_ordered()
+        fds = [self._hot.duplicate(inode.ino, inode.hot_no) for inode in ordered]
+        names = self._hot.take_name_sync() if fds else None
+        if names is not None:
+            fds.append(names)
+        retired = self._fileio.take_retired()
+        self._inodes.encode_dirty()
+        self._references.cut()
+        batch = self._meta.cut()
+        durable = False
+        try:
+            if fds or batch.n_changes:
+                while not await trio.to_thread.run_sync(_flush, self._meta, fds, batch):
+                    log.info("metadata map grown to %d bytes", self._meta.grow())
+                    fds = []
+            durable = True
+            self.n_commits += 1
+        finally:
+            self._meta.settle(batch, durable=durable)
+            if durable:
+                self._references.settle()
+                for ino, number in retired:
+                    self._hot.delete(ino, number)
+            else:
+                self._fileio.restore_ordered(ordered)
+                self._fileio.restore_retired(retired)
+
+    @property
+    def is_dirty(self) -> bool:
+        """True when something acknowledged is in no batch yet."""
+        return self._inodes.is_dirty or self._meta.is_dirty
+
+
+def _flush(meta: Database, fds: list[int], batch: Batch) -> bool:
+    """In a thread: data first, then the batch. False when the map must grow first."""
+    if fds:
+        sync(fds)
+    return meta.write_batch(batch) if batch.n_changes else True

@@ -1,0 +1,229 @@
+"""Sealing: hot files that came to rest become chunks, in the seal process, and dead chunks are dropped there.
+
+One request at a time goes to the process. That order is what makes dropping safe: while no seal is under way, a chunk
+without references can't be in a recipe that is about to be stored.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import trio
+
+from sessfs.errors import LocalStoreError
+from sessfs.format.recipe import Recipe
+from sessfs.types import ChunkId, Ino
+from sessfs.vfs.ranges import split
+from sessfs.vfs.sealjobs import (
+    LENGTH,
+    DropRequest,
+    Hello,
+    Reply,
+    SealedFile,
+    SealFile,
+    SealRequest,
+    Span,
+    decode_reply,
+    encode_message,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sessfs.local.chunkstore import ChunkReader, References
+    from sessfs.local.hotfiles import HotFiles
+    from sessfs.local.inodes import Inode, Inodes
+    from sessfs.vfs.fileio import FileIO
+
+log = logging.getLogger(__name__)
+JOB_BYTES = 64 << 20
+JOB_FILES = 256
+TICK_S = 1.0
+RETRY_S = 5.0
+DROP_AT_ONCE = 20_000
+
+
+class SealProcessClient:
+    """Starts the seal process, and again when it ended; sends it one request at a time."""
+
+    def __init__(self, hello: Hello) -> None:
+        self._hello = hello
+        self._process: trio.Process | None = None
+        self._lock = trio.Lock()
+
+    async def start(self) -> None:
+        """Start the process if it isn't running."""
+        if self._process is not None and self._process.poll() is None:
+            return
+        self._process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "sessfs.vfs.sealworker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+        )
+        assert self._process.stdin is not None
+        await self._process.stdin.send_all(encode_message(self._hello))
+
+    async def call(self, request: SealRequest | DropRequest) -> Reply:
+        """The answer to *request*. Raises LocalStoreError when the process could not do it, or ended."""
+        async with self._lock:
+            await self.start()
+            process = self._process
+            assert process is not None
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                await process.stdin.send_all(encode_message(request))
+                reply = decode_reply(await self._receive(process.stdout))
+            except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError) as exc:
+                process.kill()
+                raise LocalStoreError("the seal process ended unexpectedly") from exc
+            except trio.Cancelled:
+                # The answer would be taken for that of the next request.
+                process.kill()
+                raise
+        if reply.error:
+            raise LocalStoreError(reply.error)
+        return reply
+
+    async def _receive(self, stream: trio.abc.ReceiveStream) -> bytes:
+        buf = bytearray()
+        while len(buf) < LENGTH.size or len(buf) < LENGTH.size + LENGTH.unpack_from(buf)[0]:
+            got = await stream.receive_some()
+            if not got:
+                raise EOFError
+            buf += got
+        return bytes(buf[LENGTH.size :])
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    async def stop(self) -> None:
+        """End the process by ending its input, and wait for it."""
+        if self._process is not None and self._process.stdin is not None:
+            await self._process.stdin.aclose()
+            await self._process.wait()
+
+
+class Sealer:
+    """Decides what to seal, hands it to the seal process, and puts the recipes in place."""
+
+    def __init__(
+        self,
+        client: SealProcessClient,
+        inodes: Inodes,
+        fileio: FileIO,
+        hot: HotFiles,
+        reader: ChunkReader,
+        references: References,
+        *,
+        idle_s: float,
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._client = client
+        self._inodes = inodes
+        self._fileio = fileio
+        self._hot = hot
+        self._reader = reader
+        self._references = references
+        self._idle_s = idle_s
+        self._monotonic_s = monotonic_s
+        self.failed: str | None = None
+        """Why the last seal failed, None once one succeeds again."""
+
+    async def run(self) -> None:
+        """Seal what is idle and drop what is dead, for ever; started once, in the daemon's nursery."""
+        while True:
+            await trio.sleep(TICK_S)
+            try:
+                while idle := self._idle():
+                    await self._seal(idle)
+                await self.drop_dead()
+                self.failed = None
+            except LocalStoreError as exc:
+                if self.failed is None:
+                    log.error("sealing failed, will be tried again: %s", exc)
+                self.failed = str(exc)
+                await trio.sleep(RETRY_S)
+
+    def _idle(self) -> list[Inode]:
+        before = self._monotonic_s() - self._idle_s
+        return self._take([i for i in self._fileio.hot_inodes.values() if i.nlink and i.changed_s <= before])
+
+    def _take(self, candidates: Sequence[Inode]) -> list[Inode]:
+        """As many of the candidates as one request may hold, neighbours side by side."""
+        job: list[Inode] = []
+        size = 0
+        for inode in sorted(candidates, key=lambda i: i.ino):
+            if job and (size + inode.size > JOB_BYTES or len(job) >= JOB_FILES):
+                break
+            job.append(inode)
+            size += inode.size
+        return job
+
+    async def seal_all(self) -> None:
+        """Seal every hot file that is not being written while it is sealed. Raises LocalStoreError."""
+        waiting = {i.ino for i in self._fileio.hot_inodes.values() if i.nlink}
+        while waiting:
+            job = self._take([i for ino, i in self._fileio.hot_inodes.items() if ino in waiting and i.nlink])
+            if not job:
+                return
+            await self._seal(job)
+            waiting.difference_update(i.ino for i in job)
+
+    async def _seal(self, job: list[Inode]) -> None:
+        empty = [inode for inode in job if inode.size == 0]
+        for inode in empty:
+            self._fileio.retire_hot(inode)
+            self._inodes.touch(inode)
+        files = [self._describe(inode) for inode in job if inode.size]
+        if not files:
+            return
+        reply = await self._client.call(SealRequest(files))
+        self._reader.refresh()
+        for file in reply.files:
+            self._place(file)
+        self._references.note_unused(ChunkId(cid) for cid in reply.added)
+
+    def _describe(self, inode: Inode) -> SealFile:
+        spans = [
+            Span(
+                part.start,
+                part.end,
+                self._inodes.load_recipe(inode).slice_packed(part.start, part.end) if part.inside else None,
+            )
+            for part in split(0, inode.size, inode.cold)
+        ]
+        return SealFile(inode.ino, inode.version, str(self._hot.path(inode.ino, inode.hot_no)), spans)
+
+    def _place(self, file: SealedFile) -> None:
+        """Use the recipe, if the file is still what was sealed."""
+        inode = self._inodes.find(Ino(file.ino))
+        if inode is None or inode.version != file.version or not inode.hot_no:
+            return
+        if file.recipe is None:
+            # It can only be a write that came meanwhile; should it be anything else, the next round shows it again.
+            log.warning("inode %d was not sealed: %s", file.ino, file.error)
+            inode.changed_s = self._monotonic_s()
+            return
+        recipe = Recipe(file.recipe)
+        if recipe.size != inode.size:
+            raise LocalStoreError(f"inode {file.ino}: sealed {recipe.size} bytes of {inode.size}")
+        self._references.add(recipe.iter_chunks())
+        if inode.cold:
+            self._references.remove(self._inodes.load_recipe(inode).iter_chunks())
+        self._inodes.store_recipe(inode, recipe)
+        inode.cold = [(0, inode.size)]
+        inode.allocated = recipe.allocated
+        self._fileio.retire_hot(inode)
+        self._inodes.touch(inode)
+
+    async def drop_dead(self) -> None:
+        """Drop chunks that nothing names any more. Raises LocalStoreError."""
+        while self._references.has_dead:
+            dead = self._references.take_dead()
+            for first in range(0, len(dead), DROP_AT_ONCE):
+                await self._client.call(DropRequest([bytes(cid) for cid in dead[first : first + DROP_AT_ONCE]]))
+            self._reader.refresh()

@@ -1,0 +1,99 @@
+"""What the daemon and the seal process say to each other: length-prefixed msgpack over the process's two pipes."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+LENGTH = struct.Struct("<I")
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
+    """First message: which chunk environment to write, under which hash key, and how hard to compress."""
+
+    chunks_path: str
+    key: bytes
+    map_size_bytes: int
+    level: int
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes [start, end) of a file: to be cut out of the hot file, or, when *keep* is given, these packed extents."""
+
+    start: int
+    end: int
+    keep: bytes | None = None
+
+
+class SealFile(msgspec.Struct, frozen=True):
+    """One file to seal; its spans cover it from 0 to its size."""
+
+    ino: int
+    version: int
+    hot_path: str
+    spans: list[Span]
+
+
+class SealRequest(msgspec.Struct, frozen=True, tag="seal"):
+    """Seal these files, neighbours sharing frames."""
+
+    files: list[SealFile]
+
+
+class DropRequest(msgspec.Struct, frozen=True, tag="drop"):
+    """Remove these chunks, which nothing names."""
+
+    ids: list[bytes]
+
+
+class SealedFile(msgspec.Struct, frozen=True):
+    """The packed recipe of one file, or why there is none."""
+
+    ino: int
+    version: int
+    recipe: bytes | None
+    error: str = ""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """Answer to either request: durable when it arrives. *added* are the chunks that were not there before."""
+
+    files: list[SealedFile] = []
+    added: list[bytes] = []
+    error: str = ""
+
+
+Request = Hello | SealRequest | DropRequest
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_message(message: Request | Reply) -> bytes:
+    """The message with its length before it."""
+    body = _encoder.encode(message)
+    return LENGTH.pack(len(body)) + body
+
+
+def decode_request(body: bytes) -> Request:
+    """Inverse of `encode_message` for the seal process, without the length."""
+    request: Request = msgspec.msgpack.decode(body, type=Request)
+    return request
+
+
+def decode_reply(body: bytes) -> Reply:
+    """Inverse of `encode_message` for the daemon, without the length."""
+    return msgspec.msgpack.decode(body, type=Reply)
+
+
+def read_message(stream: BinaryIO) -> bytes | None:
+    """The next message's body, waiting for it; None when the other side is gone."""
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        return None
+    (length,) = LENGTH.unpack(head)
+    body = stream.read(length)
+    return body if len(body) == length else None

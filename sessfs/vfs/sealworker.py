@@ -1,0 +1,150 @@
+"""The seal process: cuts hot files into chunks and writes them to `chunks/`, away from the request loop.
+
+It is its own process because a busy Python thread starves CPU-bound work in other threads. It reads requests from its
+standard input, answers on its standard output, and ends when its input does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sessfs.errors import SessfsError
+from sessfs.format.chunk import Cutter
+from sessfs.format.recipe import encode_extent, encode_hole
+from sessfs.local.chunkstore import CHUNK_TABLES
+from sessfs.local.chunkwriter import ChunkWriter
+from sessfs.local.db import Database
+from sessfs.vfs.sealjobs import (
+    DropRequest,
+    Hello,
+    Reply,
+    SealedFile,
+    SealFile,
+    SealRequest,
+    decode_request,
+    encode_message,
+    read_message,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WINDOW_BYTES = 4 << 20
+HOLE_MIN_BYTES = 64 * 1024
+"""Shorter holes are stored as zeros: an extent a hole would cost more than it saves."""
+NICE = 10
+
+
+def iter_regions(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+    """[start, end) of a sparse file as (start, end, has data), holes shorter than HOLE_MIN_BYTES counted as data."""
+    at = data_from = start
+    while at < end:
+        try:
+            data = min(os.lseek(fd, at, os.SEEK_DATA), end)
+        except OSError:
+            data = end
+        if data - at >= HOLE_MIN_BYTES:
+            if data_from < at:
+                yield data_from, at, True
+            yield at, data, False
+            data_from = data
+        at = min(os.lseek(fd, data, os.SEEK_HOLE), end) if data < end else end
+    if data_from < end:
+        yield data_from, end, True
+
+
+class SealProcess:
+    """The process's state: the writer and the cutter."""
+
+    def __init__(self, hello: Hello) -> None:
+        self._db = Database(Path(hello.chunks_path), CHUNK_TABLES, hello.map_size_bytes)
+        self._writer = ChunkWriter(self._db, hello.key, hello.level)
+        self._cutter = Cutter()
+
+    def handle(self, request: SealRequest | DropRequest) -> Reply:
+        """Do it, and make it durable."""
+        if isinstance(request, DropRequest):
+            self._writer.drop(request.ids)  # type: ignore[arg-type]  # bytes on the wire, ChunkId here
+            self._writer.commit()
+            return Reply()
+        self._writer.added.clear()
+        files = [self._seal(file) for file in request.files]
+        self._writer.commit()
+        return Reply(files=files, added=[bytes(cid) for cid in self._writer.added])
+
+    def _seal(self, file: SealFile) -> SealedFile:
+        try:
+            fd = os.open(file.hot_path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return SealedFile(file.ino, file.version, None, "gone")
+        try:
+            parts: list[bytes] = []
+            for span in file.spans:
+                parts.extend([span.keep] if span.keep is not None else self._cut(fd, span.start, span.end))
+        except EOFError:
+            return SealedFile(file.ino, file.version, None, "cut short while it was read")
+        finally:
+            os.close(fd)
+        return SealedFile(file.ino, file.version, b"".join(parts))
+
+    def _cut(self, fd: int, start: int, end: int) -> Iterator[bytes]:
+        for low, high, has_data in iter_regions(fd, start, end):
+            if has_data:
+                yield from self._cut_data(fd, low, high)
+            else:
+                yield encode_hole(high - low)
+
+    def _cut_data(self, fd: int, start: int, end: int) -> Iterator[bytes]:
+        carry = b""
+        at = start
+        while at < end:
+            window = os.pread(fd, min(WINDOW_BYTES, end - at), at)
+            if not window:
+                raise EOFError
+            at += len(window)
+            held = carry + window
+            pieces = list(self._cutter.cut(held))
+            # The last piece ends where the window does, not where the content says: it goes on with the next window.
+            carry = bytes(pieces.pop()) if at < end else b""
+            for piece in pieces:
+                yield encode_extent(self._writer.add(piece), len(piece))
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._db.close()
+
+
+def main() -> None:
+    """Serve requests until the input ends. An error of the store is answered, then the process ends: what it has in
+    memory can't be trusted to match the disk.
+    """
+    os.nice(NICE)
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    body = read_message(source)
+    if body is None:
+        return
+    hello = decode_request(body)
+    if not isinstance(hello, Hello):
+        raise TypeError("the first message must be Hello")
+    process = SealProcess(hello)
+    while (body := read_message(source)) is not None:
+        request = decode_request(body)
+        if isinstance(request, Hello):
+            raise TypeError("Hello came twice")
+        failed = False
+        try:
+            reply = process.handle(request)
+        except (SessfsError, OSError) as exc:
+            reply, failed = Reply(error=str(exc)), True
+        target.write(encode_message(reply))
+        target.flush()
+        if failed:
+            break
+    process.close()
+
+
+if __name__ == "__main__":
+    main()
