@@ -1,0 +1,76 @@
+# Two commands do everything on a fresh Debian 12 or 13: `make run` and `make test`. The rest is for developers.
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SESSFS := $(VENV)/bin/sessfs
+MOUNTPOINT := .whatsapp-sessions
+OPT := /opt/sessfs
+BIN := /usr/local/bin
+SBIN := /sbin
+
+.PHONY: help run stop test lint soak fuzz bench bench-full install uninstall clean
+
+help:
+	@echo "make run         install what is missing, and mount ./$(MOUNTPOINT)"
+	@echo "make stop        unmount it"
+	@echo "make test        install what the tests need, and run them with the linters"
+	@echo "make install     (root) sessfs in $(OPT), $(BIN)/sessfs, and helpers for mount(8) and /etc/fstab"
+	@echo "make uninstall   (root) remove those; no data is touched"
+	@echo "make lint | soak | fuzz | bench | bench-full | clean"
+
+run:
+	@scripts/bootstrap.sh run
+	@scripts/mount.sh $(MOUNTPOINT)
+	@echo "Look at it:  $(SESSFS) status $(MOUNTPOINT)   and   $(SESSFS) sessions $(MOUNTPOINT)"
+	@echo "Unmount it:  make stop   or   $(SESSFS) umount $(MOUNTPOINT)"
+
+stop:
+	@scripts/umount.sh $(MOUNTPOINT)
+
+test:
+	@scripts/bootstrap.sh test
+	@$(MAKE) --no-print-directory lint
+	$(PYTHON) -m pytest
+
+lint:
+	@scripts/bootstrap.sh test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+# Hours: the state machines and the crash tests, with many more examples.
+soak:
+	@scripts/bootstrap.sh test
+	$(PYTHON) -m pytest --hypothesis-profile=soak tests/model tests/crash tests/fault
+
+# As long as you like: decoders and rules against random input.
+fuzz:
+	@scripts/bootstrap.sh test
+	$(PYTHON) -m pytest --hypothesis-profile=soak tests/unit
+
+bench:
+	@scripts/bootstrap.sh test
+	$(PYTHON) bench/run.py
+
+bench-full:
+	@scripts/bootstrap.sh test
+	$(PYTHON) bench/run.py --full
+
+install:
+	@[ "$$(id -u)" = 0 ] || { echo "make install needs root" >&2; exit 1; }
+	@scripts/bootstrap.sh install $(OPT)
+	install -d $(BIN) $(SBIN)
+	ln -sf $(OPT)/bin/sessfs $(BIN)/sessfs
+	install -m 755 scripts/mount.sessfs $(SBIN)/mount.sessfs
+	install -m 755 scripts/umount.sessfs $(SBIN)/umount.sessfs
+	ln -sf mount.sessfs $(SBIN)/mount.fuse.sessfs
+	ln -sf umount.sessfs $(SBIN)/umount.fuse.sessfs
+	@echo "installed; try: sessfs doctor"
+
+uninstall:
+	rm -f $(BIN)/sessfs $(SBIN)/mount.sessfs $(SBIN)/umount.sessfs $(SBIN)/mount.fuse.sessfs $(SBIN)/umount.fuse.sessfs
+	rm -rf $(OPT)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/e2e/node_modules
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
