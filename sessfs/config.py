@@ -105,7 +105,7 @@ def _encode_path(value: object) -> object:
 def _decode_path(wanted: type, value: object) -> object:
     if wanted is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError
+    raise TypeError(f"expected the text of a path, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -265,6 +265,11 @@ def load(
     if uid == 0 and "allow_other" not in options:
         options = (*options, "allow_other")
     fields["mount_options"] = tuple(option for option in options if option != "rw")
+    for path in (mountpoint, *(value for value in fields.values() if isinstance(value, Path))):
+        if not str(path).isprintable():
+            raise UsageError(
+                f"the path {str(path)!r} has bytes that are not UTF-8, or control characters: choose another"
+            )
     return Settings(mountpoint=mountpoint, **fields)
 
 
