@@ -33,7 +33,7 @@ TEST_PREFIX = "SESSFS_TEST_"
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-_FUSE_OPTIONS = "allow_other default_permissions"
+_FUSE_OPTIONS = "allow_other no_allow_other default_permissions"
 _KERNEL_OPTIONS = "ro rw suid nosuid dev nodev exec noexec atime noatime sync async dirsync"
 MOUNT_OPTIONS = frozenset(f"{_FUSE_OPTIONS} {_KERNEL_OPTIONS}".split())
 """What `-o` takes, beside the settings."""
@@ -248,8 +248,8 @@ def load(
 
     *flags* has only what was given on the command line, by TOML key. *file* is `--config`'s; None: the variable
     SESSFS_CONFIG, else DEFAULT_FILE if it exists. *uid* decides the default state directory, and that root's mounts
-    get allow_other. Raises UsageError, which names the setting and where it came from, for an unknown name or a
-    value that does not parse, and for a file that can't be read.
+    get allow_other (unless no_allow_other is given). Raises UsageError, which names the setting and where it came
+    from, for an unknown name or a value that does not parse, and for a file that can't be read.
     """
     fields: dict[str, Any] = {}
     chosen = file or (Path(env["SESSFS_CONFIG"]) if env.get("SESSFS_CONFIG") else None)
@@ -262,7 +262,7 @@ def load(
     if "state_dir" not in fields:
         fields["state_dir"] = default_state_dir(mountpoint, env=env, uid=uid)
     options: tuple[str, ...] = fields.get("mount_options", ())
-    if uid == 0 and "allow_other" not in options:
+    if uid == 0 and not {"allow_other", "no_allow_other"} & set(options):
         options = (*options, "allow_other")
     fields["mount_options"] = tuple(option for option in options if option != "rw")
     for path in (mountpoint, *(value for value in fields.values() if isinstance(value, Path))):

@@ -1,0 +1,80 @@
+"""The command `sessfs`: its verbs, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from sessfs.cli import doctor, looking, mounting, output
+from sessfs.errors import SessfsError, UsageError
+
+INTERRUPTED_EXIT_CODE = 130
+
+
+def build_app() -> typer.Typer:
+    """All verbs. A new one is added here, and its options to the README or docs/operate.md."""
+    app = typer.Typer(
+        name="sessfs",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    )
+    app.callback()(_version)
+    for verb in (mounting.mount, mounting.umount, looking.status, looking.sessions, doctor.doctor):
+        app.command()(verb)
+    return app
+
+
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        output.print_line(f"sessfs {version('sessfs')}")
+        raise typer.Exit
+
+
+def _version(
+    _wanted: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """A filesystem for fleets of Chrome profiles: deduplicated locally, lazily written back to S3."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; everything it has to say is said."""
+    as_json = "--json" in arguments
+    try:
+        code = build_app()(arguments or ["--help"], prog_name="sessfs", standalone_mode=False)
+        sys.stdout.flush()
+    except SessfsError as exc:
+        error = exc
+    except typer.TyperException as exc:
+        error = UsageError(f"{exc.format_message()} (`sessfs --help` says more)")
+    except typer.Abort:
+        return INTERRUPTED_EXIT_CODE
+    except KeyboardInterrupt:
+        output.print_note("interrupted")
+        return INTERRUPTED_EXIT_CODE
+    except BrokenPipeError:
+        # Whoever read our stdout has left, as `head` does; Python must not complain at its own exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as exc:
+        error = SessfsError(f"{exc.filename or 'this command'}: {exc.strerror or exc}")
+    else:
+        return code if isinstance(code, int) else 0
+    output.print_error(error, as_json=as_json)
+    return error.exit_code
+
+
+def main() -> None:
+    """Entry point of the program: never returns."""
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""`sessfs mount` and `sessfs umount`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sessfs import config
+from sessfs.cli import output
+from sessfs.mount import control, launch, mountinfo, unmount
+
+Mountpoint = Annotated[
+    Path, typer.Argument(metavar="MOUNTPOINT", help="The directory, made if it is missing; it must be empty.")
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML settings [default: /etc/sessfs.toml if it exists]."),
+]
+State = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Where the data lies, on a local disk [default: /var/lib/sessfs/MOUNTPOINT for root, "
+        "else ~/.local/state/sessfs/MOUNTPOINT, with - for /].",
+    ),
+]
+CacheSize = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Most bytes kept in DIR, such as 10G (1024-based) [default: 90% of the room]."),
+]
+LogLevel = Annotated[
+    str | None, typer.Option(metavar="L", help="debug, info, warning or error, for DIR/sessfs.log [default: info].")
+]
+Foreground = Annotated[bool, typer.Option("--foreground", "-f", help="Stay, and log to stderr.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o", metavar="OPT[,OPT]", help="FUSE options: ro, allow_other (root's mounts have it; no_allow_other), ..."
+    ),
+]
+Remote = Annotated[
+    str | None, typer.Option(metavar="URL", help="Write back to s3://BUCKET/PREFIX [default: local only].")
+]
+Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="The S3 service, if it is not AWS.")]
+Region = Annotated[str | None, typer.Option(metavar="NAME", help="The region of the bucket.")]
+PathStyle = Annotated[bool, typer.Option("--path-style", help="Address buckets as ENDPOINT/BUCKET.")]
+Interval = Annotated[
+    str | None, typer.Option(metavar="TIME", help="From a session's first change to its upload, as 60s [default: 60s].")
+]
+UploadLimit = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most bytes uploaded a second, such as 10M [default: no limit].")
+]
+RiskLimit = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Warn when changes wait longer for upload [default: 10min].")
+]
+KeyFile = Annotated[str | None, typer.Option(metavar="FILE", help="Encrypt the remote with the key in FILE.")]
+SingleNode = Annotated[
+    bool,
+    typer.Option("--single-node", help="Promise that no other node mounts URL; for S3 without conditional writes."),
+]
+TakeOver = Annotated[bool, typer.Option("--take-over", help="Fence the node that holds the sessions, and take them.")]
+UploadCaches = Annotated[bool, typer.Option("--upload-caches", help="Upload Chrome's caches too.")]
+Grace = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Collection spares remote objects younger than this [default: 7d].")
+]
+CommitInterval = Annotated[
+    str | None, typer.Option(metavar="TIME", help="Longest until a change is durable without fsync [default: 1s].")
+]
+SealIdle = Annotated[
+    str | None, typer.Option(metavar="TIME", help="A file not written to for this long is deduplicated [default: 10s].")
+]
+
+
+def mount(
+    mountpoint: Mountpoint,
+    config_file: Config = None,
+    state: State = None,
+    cache_size: CacheSize = None,
+    foreground: Foreground = False,
+    log_level: LogLevel = None,
+    mount_options: Options = None,
+    remote: Remote = None,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    path_style: PathStyle = False,
+    interval: Interval = None,
+    upload_limit: UploadLimit = None,
+    risk_limit: RiskLimit = None,
+    key_file: KeyFile = None,
+    single_node: SingleNode = False,
+    take_over: TakeOver = False,
+    upload_caches: UploadCaches = False,
+    grace: Grace = None,
+    commit_interval: CommitInterval = None,
+    seal_idle: SealIdle = None,
+) -> None:
+    """Mount at MOUNTPOINT, and return when the mount answers.
+
+    Every flag is also a TOML key (cache_size) and a variable (SESSFS_CACHE_SIZE); flags win, then variables.
+    A mountpoint left dead by a daemon that was killed is cleaned first, and its state recovered.
+    """
+    given = locals()
+    keys = set(config.setting_keys())
+    flags = {key: value for key, value in given.items() if key in keys and value not in (None, False)}
+    if mount_options:
+        flags["mount_options"] = ",".join(mount_options)
+    place = mountinfo.resolve(mountpoint)
+    settings = config.load(place, flags, file=config_file, env=os.environ, uid=os.geteuid())
+    output.print_note(f"mounting {settings.mountpoint}, state in {settings.state_dir}")
+    if settings.foreground:
+        launch.run_foreground(settings)
+    pid = launch.launch(settings)
+    output.print_line(f"mounted {settings.mountpoint} (pid {pid}); unmount with: sessfs umount {settings.mountpoint}")
+
+
+MountedAt = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where it is mounted.")]
+Timeout = Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds to wait for data to become durable.")]
+
+
+def umount(mountpoint: MountedAt, timeout: Timeout = 60.0) -> None:
+    """Unmount MOUNTPOINT, and return when everything is durable and the daemon has ended.
+
+    If files are open there, it names the processes and the mount stays. A dead mount is taken away.
+    """
+    done = unmount.unmount(
+        mountpoint,
+        timeout_s=timeout,
+        # A little longer than unmount itself waits, so that it is unmount who says what took too long.
+        commit=lambda state_dir, left_s: control.call(state_dir, "commit", {}, timeout_s=left_s + 5, on_progress=None),
+    )
+    if done.was_dead:
+        output.print_line(
+            f"{done.mountpoint} was dead (its daemon had ended) and is detached; "
+            f"the next mount recovers the state {done.state_dir}"
+        )
+    else:
+        output.print_line(f"unmounted {done.mountpoint}; everything is durable in {done.state_dir}")
