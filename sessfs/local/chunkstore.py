@@ -199,3 +199,8 @@ class References:
         return bool(self._dead)
 
 
+
+    @property
+    def has_unused(self) -> bool:
+        """True when chunks that may be named by nothing were not dropped yet."""
+        return bool(self._dead or self._settling or self._unreferenced)

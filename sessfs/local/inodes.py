@@ -282,6 +282,10 @@ class Inodes:
         """True while the kernel holds a reference."""
         return ino in self._lookups
 
+    def count_open(self) -> int:
+        """Number of inodes with open files."""
+        return sum(1 for inode in self._cache.values() if inode.opens)
+
     # -- dentries
 
     def find_dentry(self, parent: Ino, name: bytes) -> Dentry | None:

@@ -58,6 +58,8 @@ class Committer:
         self.failed: LocalStoreError | None = None
         """The error of the last commit, None once one succeeds again."""
         self.n_commits = 0
+        self.is_busy = False
+        """True while a batch is on its way: what it holds is not durable yet."""
 
     async def commit(self) -> None:
         """Return once everything acknowledged before the call is durable. Raises LocalStoreError when it can't be made
@@ -77,6 +79,7 @@ class Committer:
                 await self._asked.wait()
             self._asked = trio.Event()
             outcome, self._next = self._next, _Outcome()
+            self.is_busy = True
             try:
                 await self._commit_once()
                 self.failed = None
@@ -85,6 +88,7 @@ class Committer:
                     log.error("commit failed, will be tried again: %s", exc)
                 outcome.error = self.failed = exc
             finally:
+                self.is_busy = False
                 outcome.done.set()
             if self.failed is not None:
                 await trio.sleep(RETRY_S)

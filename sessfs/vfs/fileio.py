@@ -287,6 +287,21 @@ class FileIO:
             inode.unsynced = True
             self.order(inode)
 
+    # -- at start
+
+    def adopt(self, inode: Inode) -> None:
+        """An inode whose hot file was there when the volume was opened: counts as just changed."""
+        inode.changed_s = self._monotonic_s()
+        inode.unsynced = True
+        self.hot_inodes[inode.ino] = inode
+
+    def adopt_hot_files(self) -> None:
+        """Adopt every hot file of a state that was closed cleanly."""
+        for ino, number, _ in self._hot.iter_files():
+            inode = self._inodes.find(ino)
+            if inode is not None and inode.hot_no == number:
+                self.adopt(inode)
+
     # -- measures
 
     def allocated_bytes(self, inode: Inode) -> int:

@@ -130,6 +130,7 @@ class Sealer:
         self._references = references
         self._idle_s = idle_s
         self._monotonic_s = monotonic_s
+        self._busy = trio.Lock()
         self.failed: str | None = None
         """Why the last seal failed, None once one succeeds again."""
 
@@ -174,6 +175,10 @@ class Sealer:
             waiting.difference_update(i.ino for i in job)
 
     async def _seal(self, job: list[Inode]) -> None:
+        async with self._busy:
+            await self._seal_files(job)
+
+    async def _seal_files(self, job: list[Inode]) -> None:
         empty = [inode for inode in job if inode.size == 0]
         for inode in empty:
             self._fileio.retire_hot(inode)
@@ -222,8 +227,9 @@ class Sealer:
 
     async def drop_dead(self) -> None:
         """Drop chunks that nothing names any more. Raises LocalStoreError."""
-        while self._references.has_dead:
-            dead = self._references.take_dead()
-            for first in range(0, len(dead), DROP_AT_ONCE):
-                await self._client.call(DropRequest([bytes(cid) for cid in dead[first : first + DROP_AT_ONCE]]))
-            self._reader.refresh()
+        async with self._busy:
+            while self._references.has_dead:
+                dead = self._references.take_dead()
+                for first in range(0, len(dead), DROP_AT_ONCE):
+                    await self._client.call(DropRequest([bytes(cid) for cid in dead[first : first + DROP_AT_ONCE]]))
+                self._reader.refresh()

@@ -1,0 +1,105 @@
+"""The state directory: who holds it, which version wrote it, whether it was closed cleanly, and its hash key."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+from sessfs.config import STATE_VERSION
+from sessfs.errors import StateInUse, StateTooNew, StoreCorrupt
+from sessfs.format.chunk import HASH_KEY_BYTES
+from sessfs.local.inodes import SUPER
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sessfs.local.db import Database
+
+HASH_KEY = b"hash-key"
+CLEAN_MARK = "clean"
+
+
+class StateDirectory:
+    """An open, locked state directory. Held for the life of the daemon; the lock goes with the process."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StateInUse with the holder's pid, or StateTooNew."""
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path = path
+        self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            os.close(self._lock)
+            raise StateInUse(
+                f"the state {path} is in use by process {pid}: unmount it there first (sessfs umount)"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+        self._check_version()
+        self.was_clean = self._take_clean_mark()
+
+    def _check_version(self) -> None:
+        file = self.path / "format"
+        if not file.exists():
+            _write_durably(file, json.dumps({"version": STATE_VERSION}).encode() + b"\n")
+            return
+        try:
+            version = json.loads(file.read_bytes())["version"]
+        except (ValueError, KeyError, TypeError) as exc:
+            raise StoreCorrupt(f"{file} can't be read: {exc}; restore it as {{\"version\": {STATE_VERSION}}}") from exc
+        if version > STATE_VERSION:
+            raise StateTooNew(
+                f"the state {self.path} has format {version}, this sessfs knows up to {STATE_VERSION}: upgrade sessfs"
+            )
+
+    def _take_clean_mark(self) -> bool:
+        """True when the last daemon closed the state; from here on it counts as not closed."""
+        mark = self.path / CLEAN_MARK
+        fresh = not (self.path / "meta").exists()
+        if not mark.exists():
+            return fresh
+        mark.unlink()
+        _sync_directory(self.path)
+        return True
+
+    def mark_clean(self) -> None:
+        """The state is closed, everything in it durable: the next start need not look for what a crash leaves."""
+        _write_durably(self.path / CLEAN_MARK, b"")
+
+    def close(self) -> None:
+        """Release the lock."""
+        os.close(self._lock)
+
+
+def load_hash_key(meta: Database) -> bytes:
+    """The key of all chunk ids in this state, made at random on first use."""
+    key = meta.get(SUPER, HASH_KEY)
+    if key is None:
+        key = secrets.token_bytes(HASH_KEY_BYTES)
+        meta.put(SUPER, HASH_KEY, key)
+    return key
+
+
+def _write_durably(file: Path, content: bytes) -> None:
+    temporary = file.with_suffix(".tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, content)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(temporary, file)
+    _sync_directory(file.parent)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

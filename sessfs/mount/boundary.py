@@ -1,0 +1,80 @@
+"""The errno boundary: whatever a handler raises becomes an errno for that one call; the mount lives on.
+
+pyfuse3 ends its main loop, and with it the mount, on any exception but FUSEError.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import functools
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import pyfuse3
+
+from sessfs.errors import PosixError, SessfsError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = logging.getLogger(__name__)
+FAULT_VARIABLE = "SESSFS_FAULT"
+
+
+class Faults:
+    """Faults asked for by SESSFS_FAULT=<handler>:<exception>:<count>, for tests: the first *count* calls fail so."""
+
+    def __init__(self, spec: str) -> None:
+        handler, name, count = spec.split(":")
+        self._handler = handler
+        self._exception: type[Exception] = getattr(builtins, name)
+        self._left = int(count)
+
+    def hit(self, handler: str) -> None:
+        """Raise the fault, if it is *handler*'s turn."""
+        if handler == self._handler and self._left > 0:
+            self._left -= 1
+            if issubclass(self._exception, UnicodeDecodeError):
+                raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "asked for by a test")
+            raise self._exception("asked for by a test")
+
+
+def faults_from_environment() -> Faults | None:
+    """The faults asked for, or None."""
+    spec = os.environ.get(FAULT_VARIABLE)
+    return Faults(spec) if spec else None
+
+
+def handler(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Wrap one handler of `Operations` in the boundary."""
+    name = function.__name__
+
+    @functools.wraps(function)
+    async def guarded(self: Any, *args: Any) -> Any:
+        self.requests[name] += 1
+        try:
+            if self.faults is not None:
+                self.faults.hit(name)
+            return await function(self, *args)
+        except pyfuse3.FUSEError:
+            raise
+        except PosixError as exc:
+            raise pyfuse3.FUSEError(exc.errno) from None
+        except SessfsError as exc:
+            log.error("%s%s: %s", name, _first(args), exc)
+            raise pyfuse3.FUSEError(exc.errno) from None
+        except OSError as exc:
+            log.exception("%s%s: the state directory's filesystem failed", name, _first(args))
+            raise pyfuse3.FUSEError(errno.ENOSPC if exc.errno == errno.ENOSPC else errno.EIO) from None
+        except Exception:
+            log.exception("bug in %s%s", name, _first(args))
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return guarded
+
+
+def _first(args: tuple[object, ...]) -> str:
+    """What the call was about, without file contents."""
+    return "(" + ", ".join(repr(a) for a in args if isinstance(a, int) or (isinstance(a, bytes) and len(a) < 256)) + ")"

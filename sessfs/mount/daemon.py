@@ -1,0 +1,202 @@
+"""The daemon: builds every object once, serves the mount until it is unmounted, and leaves the state durable.
+
+Started by `sessfs.mount.launch`, with the settings as JSON on standard input. SIGTERM and SIGINT unmount: a helper
+process flushes the kernel's dirty pages (this one must serve them meanwhile) and detaches the mount, and the daemon ends
+when the kernel lets go of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pyfuse3
+import trio
+
+from sessfs.config import Settings, cache_bound_bytes
+from sessfs.errors import SessfsError, StartFailed
+from sessfs.mount.control import ControlServer
+from sessfs.mount.fuseops import SessionOperations
+from sessfs.mount.reports import sessions_report, status_report
+from sessfs.vfs.volume import Volume
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sessfs.mount.control import Progress, Verb
+
+log = logging.getLogger(__name__)
+SWITCH_INTERVAL_S = 0.0005
+"""A commit's thread gets the interpreter back this soon after its flush; the default of 5 ms would triple an fsync."""
+GRACE_S = 30.0
+DEFAULT_OPTIONS = ("default_permissions", "subtype=sessfs")
+
+
+def fuse_options(settings: Settings) -> set[str]:
+    """The options for pyfuse3.init."""
+    options = {*DEFAULT_OPTIONS, f"fsname={escape_option(str(settings.state_dir))}", *settings.mount_options}
+    if os.geteuid() == 0 and "no_allow_other" not in options:
+        options.add("allow_other")
+    options.discard("no_allow_other")
+    return options
+
+
+def escape_option(value: str) -> str:
+    """*value* as libfuse wants it in a comma-separated option list."""
+    return value.replace("\\", "\\\\").replace(",", "\\,")
+
+
+class Daemon:
+    """One mount, from start to end."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._started_s = time.monotonic()
+        state = settings.state_dir
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._volume = Volume(
+            state,
+            commit_interval_s=settings.commit_interval_s,
+            seal_idle_s=settings.seal_idle_s,
+            cache_bound_bytes=self._bound(),
+            clock_ns=time.time_ns,
+            monotonic_s=time.monotonic,
+        )
+        self._operations = SessionOperations(self._volume, time.time_ns)
+
+    def _bound(self) -> int:
+        state = self._settings.state_dir
+        disk = os.statvfs(state)
+        used = sum(f.stat().st_blocks * 512 for f in state.rglob("*") if f.is_file())
+        return cache_bound_bytes(self._settings, free_bytes=disk.f_bavail * disk.f_frsize, used_bytes=used)
+
+    async def run(self, ready: Ready) -> None:
+        """Mount, say so on *ready*, serve until unmounted, close."""
+        await self._volume.start(os.getuid(), os.getgid())
+        try:
+            pyfuse3.init(self._operations, str(self._settings.mountpoint), fuse_options(self._settings))
+        except RuntimeError as exc:
+            raise StartFailed(f"{self._settings.mountpoint} can't be mounted: {exc}; see `sessfs doctor`") from exc
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._volume.run)
+                await nursery.start(ControlServer(self._settings.state_dir, self._verbs()).run)
+                nursery.start_soon(self._watch_signals)
+                nursery.start_soon(self._announce, ready)
+                await pyfuse3.main()
+                log.info("unmounted, closing the state")
+                await self._volume.close()
+                nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=False)
+        await self._volume.release()
+
+    async def _announce(self, ready: Ready) -> None:
+        await self._operations.started.wait()
+        log.info("mounted %s on %s", self._settings.state_dir, self._settings.mountpoint)
+        ready.say(os.getpid())
+
+    async def _watch_signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                log.info("signal %d: unmounting", number)
+                command = [sys.executable, "-P", "-m", "sessfs.mount.detach", str(self._settings.mountpoint)]
+                process = await trio.lowlevel.open_process(command, cwd="/")
+                await process.wait()
+                with trio.move_on_after(GRACE_S):
+                    await trio.sleep_forever()
+                log.warning("files are still open after %.0f s: ending anyway", GRACE_S)
+                pyfuse3.terminate()
+
+    def _verbs(self) -> dict[str, Verb]:
+        return {
+            "status": self._status,
+            "commit": self._commit,
+            "seal": self._seal,
+            "sessions": self._sessions,
+            "open_files": self._open_files,
+        }
+
+    async def _status(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        return status_report(self._volume, time.monotonic() - self._started_s, self._operations.requests)
+
+    async def _commit(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        await self._volume.commit_all()
+        return {}
+
+    async def _seal(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        await self._volume.sealer.seal_all()
+        await self._volume.committer.commit()
+        await self._volume.sealer.drop_dead()
+        return {}
+
+    async def _sessions(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        return await sessions_report(self._volume)
+
+    async def _open_files(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        return {"inodes": self._volume.inodes.count_open()}
+
+
+class Ready:
+    """The launcher's pipe: exactly one line goes to it."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def say(self, pid: int) -> None:
+        """The mount answers."""
+        self._write({"ok": True, "pid": pid})
+
+    def fail(self, message: str, exit_code: int) -> None:
+        """There will be no mount, and why."""
+        self._write({"ok": False, "error": message, "exit_code": exit_code})
+
+    def _write(self, answer: dict[str, Any]) -> None:
+        if self._fd is None:
+            return
+        os.write(self._fd, json.dumps(answer).encode() + b"\n")
+        os.close(self._fd)
+        self._fd = None
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536) if hard > 0 else 65_536, hard))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one daemon; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="sessfs.mount.daemon")
+    parser.add_argument("--ready-fd", type=int)
+    ready = Ready(parser.parse_args(argv).ready_fd)
+    try:
+        settings = Settings.from_json(sys.stdin.buffer.read())
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        os.umask(0o077)
+        _raise_file_limit()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        trio.run(Daemon(settings).run, ready)
+    except SessfsError as exc:
+        log.error("%s", exc)
+        ready.fail(str(exc), exc.exit_code)
+        return exc.exit_code
+    except Exception as exc:
+        log.exception("the daemon ends")
+        ready.fail(f"the daemon ended: {exc!r}", StartFailed.exit_code)
+        return StartFailed.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+"""The FUSE adapter: each handler translates, calls the layer below, and translates back.
+
+The kernel caches names, attributes and pages for long, since this daemon alone changes the tree. A file handle is the
+inode's number: nothing is kept per open but the count.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import trio
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError, Operations
+
+from sessfs.chrome import wants_direct_io
+from sessfs.mount.boundary import faults_from_environment, handler
+from sessfs.types import Ino
+from sessfs.vfs.namespace import NAME_MAX_BYTES, Owner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyfuse3 import (
+        FileHandleT,
+        FileNameT,
+        FlagT,
+        InodeT,
+        ModeT,
+        ReaddirToken,
+        RequestContext,
+        SetattrFields,
+        StatvfsData,
+        XAttrNameT,
+    )
+
+    from sessfs.local.inodes import Inode
+    from sessfs.vfs.volume import Volume
+
+CACHE_TIMEOUT_S = 86_400.0
+BLOCK_BYTES = 4096
+SECTOR_BYTES = 512
+
+
+class _DirHandle:
+    """One open directory: the names as they were when it was opened or rewound."""
+
+    __slots__ = ("ino", "names")
+
+    def __init__(self, ino: Ino) -> None:
+        self.ino = ino
+        self.names: list[bytes] = []
+
+
+class SessionOperations(Operations):
+    """pyfuse3's handlers over a Volume."""
+
+    enable_writeback_cache = True
+    supports_dot_lookup = True
+
+    def __init__(self, volume: Volume, clock_ns: Callable[[], int]) -> None:
+        super().__init__()
+        self._inodes = volume.inodes
+        self._names = volume.namespace
+        self._fileio = volume.fileio
+        self._committer = volume.committer
+        self._space = volume.space
+        self._clock_ns = clock_ns
+        self._dirs: dict[int, _DirHandle] = {}
+        self._next_dir = 1
+        self.requests: Counter[str] = Counter()
+        """Requests served so far, by kind."""
+        self.faults = faults_from_environment()
+        self.started = trio.Event()
+        """Set once the kernel has said hello: from then on the mount answers."""
+
+    def init(self) -> None:
+        """Called by pyfuse3 for the kernel's first request."""
+        self.started.set()
+
+    # -- translating
+
+    def _attributes(self, inode: Inode) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = inode.ino  # type: ignore[assignment]
+        entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
+        entry.st_mode = inode.mode  # type: ignore[assignment]
+        entry.st_nlink = inode.nlink
+        entry.st_uid = inode.uid
+        entry.st_gid = inode.gid
+        entry.st_rdev = inode.rdev
+        entry.st_size = inode.size
+        entry.st_blksize = BLOCK_BYTES
+        entry.st_blocks = -(-self._fileio.allocated_bytes(inode) // SECTOR_BYTES)
+        entry.st_atime_ns = inode.atime_ns
+        entry.st_mtime_ns = inode.mtime_ns
+        entry.st_ctime_ns = inode.ctime_ns
+        return entry
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        """Attributes in answer to a request that makes the kernel hold one more reference."""
+        attributes = self._attributes(inode)
+        self._inodes.remember(inode.ino)
+        return attributes
+
+    # -- names
+
+    @handler
+    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+        """A missing name is answered by an entry without inode, which the kernel remembers."""
+        inode = self._names.lookup(Ino(parent_inode), name)
+        if inode is None:
+            entry = EntryAttributes()
+            entry.st_ino = 0  # type: ignore[assignment]
+            entry.entry_timeout = CACHE_TIMEOUT_S
+            return entry
+        return self._entry(inode)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Must not fail: there is nobody to answer."""
+        for ino, count in inode_list:
+            self._names.forget(Ino(ino), count)
+
+    @handler
+    async def mknod(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Files of every type but directories and symlinks."""
+        return self._entry(self._names.make(Ino(parent_inode), name, mode, Owner(ctx.uid, ctx.gid), rdev))
+
+    @handler
+    async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
+        """A directory."""
+        mode_bits = stat.S_IFDIR | stat.S_IMODE(mode)
+        return self._entry(self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid)))
+
+    @handler
+    async def symlink(
+        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """A symlink."""
+        return self._entry(self._names.make_symlink(Ino(parent_inode), name, target, Owner(ctx.uid, ctx.gid)))
+
+    @handler
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
+    ) -> EntryAttributes:
+        """One more name."""
+        return self._entry(self._names.link(Ino(inode), Ino(new_parent_inode), new_name))
+
+    @handler
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
+        """The symlink's target."""
+        return self._names.read_link(Ino(inode))
+
+    @handler
+    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Remove a name."""
+        self._names.unlink(Ino(parent_inode), name)
+
+    @handler
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+        """Remove an empty directory."""
+        self._names.rmdir(Ino(parent_inode), name)
+
+    @handler
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: FileNameT,
+        parent_inode_new: InodeT,
+        name_new: FileNameT,
+        flags: FlagT,
+        ctx: RequestContext,
+    ) -> None:
+        """Rename; the data of a file that takes another's name is flushed before the next commit."""
+        moved = self._names.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
+        if moved is not None:
+            self._fileio.order(moved)
+
+    # -- attributes
+
+    @handler
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Attributes."""
+        return self._attributes(self._names.get(Ino(inode)))
+
+    @handler
+    async def setattr(
+        self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        """chmod, chown, truncate and utimens; set-id bits go as the kernel leaves it to us to see to."""
+        node = self._names.get(Ino(inode))
+        if fields.update_size:
+            if not stat.S_ISREG(node.mode):
+                raise FUSEError(errno.EINVAL)
+            await self._fileio.truncate(node, attr.st_size)
+            if ctx.uid != 0:
+                self._fileio.drop_privileges(node)
+        if fields.update_mode:
+            node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode)
+        if fields.update_uid or fields.update_gid:
+            if fields.update_uid:
+                node.uid = attr.st_uid
+            if fields.update_gid:
+                node.gid = attr.st_gid
+            if not stat.S_ISDIR(node.mode) and not fields.update_mode:
+                self._fileio.drop_privileges(node)
+        if fields.update_atime:
+            node.atime_ns = attr.st_atime_ns
+        if fields.update_mtime:
+            node.mtime_ns = attr.st_mtime_ns
+        now = self._clock_ns()
+        node.ctime_ns = attr.st_ctime_ns if fields.update_ctime else now
+        self._inodes.touch(node)
+        self._inodes.account(node.session, 0, 0, now)
+        return self._attributes(node)
+
+    @handler
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
+        """Set an xattr."""
+        self._names.set_xattr(Ino(inode), name, value)
+
+    @handler
+    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+        """An xattr's value."""
+        return self._names.get_xattr(Ino(inode), name)
+
+    @handler
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
+        """Names of the xattrs."""
+        return self._names.list_xattrs(Ino(inode))
+
+    @handler
+    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+        """Remove an xattr."""
+        self._names.remove_xattr(Ino(inode), name)
+
+    @handler
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        """The room that is really left: the smaller of the cache bound's and the disk's."""
+        room = self._space.room()
+        stats = pyfuse3.StatvfsData()
+        stats.f_bsize = stats.f_frsize = BLOCK_BYTES
+        stats.f_blocks = room.total_bytes // BLOCK_BYTES
+        stats.f_bfree = stats.f_bavail = room.free_bytes // BLOCK_BYTES
+        stats.f_files = stats.f_ffree = stats.f_favail = 1 << 32
+        stats.f_namemax = NAME_MAX_BYTES
+        return stats
+
+    # -- files
+
+    @handler
+    async def create(
+        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Create and open."""
+        mode_bits = stat.S_IFREG | stat.S_IMODE(mode)
+        inode = self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid))
+        inode.opens += 1
+        info = FileInfo(fh=inode.ino, direct_io=wants_direct_io(name), keep_cache=True)
+        return info, self._entry(inode)
+
+    @handler
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
+        """Open; O_TRUNC arrives here."""
+        node = self._names.get(Ino(inode))
+        if flags & os.O_TRUNC:
+            await self._fileio.truncate(node, 0)
+            if ctx.uid != 0:
+                self._fileio.drop_privileges(node)
+        node.opens += 1
+        return FileInfo(fh=node.ino, keep_cache=True)
+
+    @handler
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """Bytes of the file, fewer only at its end."""
+        return await self._fileio.read(self._names.get(Ino(fh)), off, size)
+
+    @handler
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """Write all of *buf*."""
+        return await self._fileio.write(self._names.get(Ino(fh)), off, buf)
+
+    async def flush(self, fh: FileHandleT) -> None:
+        """Nothing is kept for close; ENOSYS keeps the kernel from asking again."""
+        raise FUSEError(errno.ENOSYS)
+
+    @handler
+    async def release(self, fh: FileHandleT) -> None:
+        """One open less; an inode without names goes with its last."""
+        node = self._names.get(Ino(fh))
+        node.opens -= 1
+        if node.nlink == 0 and node.opens == 0 and not self._inodes.is_known(node.ino):
+            self._names.reclaim(node)
+
+    @handler
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """Data and metadata of the file, and everything acknowledged before, are durable on return."""
+        node = self._names.get(Ino(fh))
+        self._fileio.order(node)
+        if node.ordered or self._committer.is_dirty or self._committer.is_busy:
+            await self._committer.commit()
+
+    # -- directories
+
+    @handler
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """Open a directory."""
+        number = self._next_dir
+        self._next_dir += 1
+        self._dirs[number] = _DirHandle(Ino(inode))
+        return number  # type: ignore[return-value]
+
+    @handler
+    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
+        """Entries from *start_id*: the position in the names as they were at the last rewind, `.` and `..` first."""
+        directory = self._dirs[fh]
+        if start_id == 0:
+            directory.names = [b".", b"..", *self._names.list_names(directory.ino)]
+        for position in range(start_id, len(directory.names)):
+            name = directory.names[position]
+            inode = self._names.lookup(directory.ino, name)
+            if inode is None:
+                continue
+            if not pyfuse3.readdir_reply(token, name, self._attributes(inode), position + 1):
+                return
+            if position >= 2:
+                self._inodes.remember(inode.ino)
+
+    @handler
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Close a directory."""
+        self._dirs.pop(fh, None)
+
+    @handler
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """Everything acknowledged before is durable on return."""
+        if self._committer.is_dirty or self._committer.is_busy:
+            await self._committer.commit()

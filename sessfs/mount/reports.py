@@ -1,0 +1,80 @@
+"""What a running mount says of itself: the answers behind `status` and `sessions`."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from sessfs.sessions.usage import list_sessions, measure_session
+
+if TYPE_CHECKING:
+    from sessfs.vfs.volume import Volume
+
+
+def memory_bytes(pid: int) -> int:
+    """Anonymous memory of a process: what it needs, without the file pages that LMDB has mapped. 0 when it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except FileNotFoundError:
+        return 0
+    return 0
+
+
+def status_report(volume: Volume, uptime_s: float, requests: dict[str, int]) -> dict[str, Any]:
+    """The keys of `sessfs status --json`, but for mountpoint and state directory."""
+    totals = volume.reader.totals()
+    sessions = files = logical = 0
+    for _, counters in volume.inodes.iter_sessions():
+        files += counters.files
+        logical += counters.logical_bytes
+    sessions = len(list_sessions(volume.inodes))
+    hot_logical = sum(inode.size for inode in volume.fileio.hot_inodes.values())
+    hot = volume.fileio.hot_bytes()
+    pids = [os.getpid(), *([volume.seal_pid] if volume.seal_pid else [])]
+    return {
+        "pid": os.getpid(),
+        "version": version("sessfs"),
+        "uptime_seconds": round(uptime_s, 3),
+        "sessions": sessions,
+        "files": files,
+        "logical_bytes": logical,
+        "stored_bytes": totals.stored_bytes,
+        "dedup_ratio": _ratio(max(logical - hot_logical, 0), totals.plain_bytes),
+        "compression_ratio": _ratio(totals.plain_bytes, totals.stored_bytes),
+        "hot_bytes": hot,
+        "cache_bytes": hot + totals.stored_bytes,
+        "memory_bytes": sum(memory_bytes(pid) for pid in pids),
+        "requests": dict(sorted(requests.items())),
+        "warnings": warnings(volume),
+    }
+
+
+def _ratio(whole: int, part: int) -> float:
+    return round(whole / part, 4) if part else 1.0
+
+
+def warnings(volume: Volume) -> list[str]:
+    """What a person should know and do something about."""
+    found = []
+    if volume.committer.failed is not None:
+        found.append(f"the last commit failed: {volume.committer.failed}; changes wait in memory")
+    if volume.sealer.failed is not None:
+        found.append(f"sealing fails: {volume.sealer.failed}; files stay as they are, uncompressed")
+    if volume.fileio.full_reason is not None:
+        found.append(f"writers get ENOSPC: {volume.fileio.full_reason}; delete something, or give more room")
+    return found
+
+
+async def sessions_report(volume: Volume) -> dict[str, Any]:
+    """The answer behind `sessfs sessions`."""
+    rows = [
+        msgspec.to_builtins(await measure_session(volume.inodes, volume.references, name, session))
+        for name, session in list_sessions(volume.inodes)
+    ]
+    return {"sessions": rows}

@@ -1,0 +1,92 @@
+"""What each session takes: files, logical bytes, and the bytes that no other session shares."""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from sessfs.types import ROOT_INO, ChunkId, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sessfs.local.chunkstore import References
+    from sessfs.local.inodes import Inode, Inodes
+
+PAUSE_EVERY = 200
+
+
+class SessionUsage(msgspec.Struct, frozen=True):
+    """One session. *unique_bytes*: content (before compression) of chunks and hot files that only it has."""
+
+    name: str
+    files: int
+    logical_bytes: int
+    unique_bytes: int
+    last_change: str | None
+
+
+def list_sessions(inodes: Inodes) -> list[tuple[bytes, Ino]]:
+    """(name, inode) of every session: the top-level directories."""
+    return [(name, d.ino) for name, d in inodes.iter_dentries(ROOT_INO) if stat.S_ISDIR(d.kind)]
+
+
+def rfc3339(time_ns: int) -> str | None:
+    """UTC time to the second, None for never."""
+    if not time_ns:
+        return None
+    return datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+async def iter_session_inodes(inodes: Inodes, session: Ino) -> AsyncIterator[Inode]:
+    """Every inode of the session, its root first, each once; lets other tasks run in between."""
+    stack = [session]
+    seen: set[Ino] = set()
+    while stack:
+        directory = stack.pop()
+        node = inodes.find(directory)
+        if node is None:
+            continue
+        yield node
+        for _, dentry in list(inodes.iter_dentries(directory)):
+            if stat.S_ISDIR(dentry.kind):
+                stack.append(dentry.ino)
+                continue
+            inode = inodes.find(dentry.ino)
+            if inode is None or (inode.nlink > 1 and inode.ino in seen):
+                continue
+            seen.add(inode.ino)
+            if len(seen) % PAUSE_EVERY == 0:
+                await trio.lowlevel.checkpoint()
+            yield inode
+
+
+async def measure_session(inodes: Inodes, references: References, name: bytes, session: Ino) -> SessionUsage:
+    """What the session takes at this time; changes made meanwhile may be in it or not."""
+    uses: Counter[ChunkId] = Counter()
+    lengths: dict[ChunkId, int] = {}
+    unique = 0
+    async for inode in iter_session_inodes(inodes, session):
+        if not stat.S_ISREG(inode.mode):
+            continue
+        cold = sum(end - start for start, end in inode.cold)
+        unique += inode.size - cold
+        if inode.cold:
+            for extent in inodes.load_recipe(inode):
+                if not extent.is_hole:
+                    uses[extent.chunk] += 1
+                    lengths[extent.chunk] = extent.end - extent.start
+    unique += sum(lengths[cid] for cid, n in uses.items() if references.count(cid) <= n)
+    counters = inodes.session_counters(session)
+    return SessionUsage(
+        name=name.decode(errors="surrogateescape"),
+        files=counters.files,
+        logical_bytes=counters.logical_bytes,
+        unique_bytes=unique,
+        last_change=rfc3339(counters.last_change_ns),
+    )

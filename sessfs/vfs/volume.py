@@ -1,0 +1,140 @@
+"""A volume: all objects of one open state directory, wired once, and what is done when it opens and closes."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from sessfs.errors import StoreCorrupt
+from sessfs.format.chunk import ZSTD_LEVEL
+from sessfs.local.chunkstore import CHUNK_TABLES, CHUNKS_MAP_BYTES, ChunkReader, References
+from sessfs.local.db import Database
+from sessfs.local.hotfiles import HotFiles
+from sessfs.local.inodes import META_MAP_BYTES, META_TABLES, Inodes
+from sessfs.local.state import StateDirectory, load_hash_key
+from sessfs.vfs.committer import Committer
+from sessfs.vfs.fileio import FileIO
+from sessfs.vfs.namespace import Namespace
+from sessfs.vfs.recovery import reconcile_hot_files, sweep_unreferenced
+from sessfs.vfs.sealing import Sealer, SealProcessClient
+from sessfs.vfs.sealjobs import Hello
+from sessfs.vfs.space import Space
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+    from pathlib import Path
+
+    from sessfs.types import ChunkId
+    from sessfs.vfs.fileio import ChunkSource
+
+log = logging.getLogger(__name__)
+CLOSE_DROP_S = 10.0
+"""Dropping dead chunks may hold up an unmount this long; the next start sweeps the rest."""
+
+
+class LocalChunks:
+    """The chunk source of a volume without a remote: what is not here is nowhere."""
+
+    def __init__(self, reader: ChunkReader) -> None:
+        self._reader = reader
+
+    def find(self, cid: ChunkId) -> bytes | None:
+        """See ChunkSource."""
+        return self._reader.find(cid)
+
+    async def fetch(self, ids: Collection[ChunkId]) -> None:
+        """Raises StoreCorrupt: a chunk that a recipe names is missing."""
+        raise StoreCorrupt(f"chunk {next(iter(ids)).hex()} is named by a recipe and stored nowhere")
+
+
+class Volume:
+    """One open state directory. `run` must be running in a nursery while it is used; `close` ends it durably."""
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        commit_interval_s: float,
+        seal_idle_s: float,
+        cache_bound_bytes: int,
+        clock_ns: Callable[[], int],
+        monotonic_s: Callable[[], float],
+        level: int = ZSTD_LEVEL,
+        map_bytes: tuple[int, int] = (META_MAP_BYTES, CHUNKS_MAP_BYTES),
+    ) -> None:
+        """Open, creating it when new. Raises StateInUse, StateTooNew, StoreCorrupt, LocalStoreError."""
+        self.state = StateDirectory(state_dir)
+        self.meta = Database(state_dir / "meta", META_TABLES, map_bytes[0])
+        self._key = load_hash_key(self.meta)
+        self.inodes = Inodes(self.meta)
+        self.hot = HotFiles(state_dir / "hot")
+        self.references = References(self.meta)
+        self.reader = ChunkReader(Database(state_dir / "chunks", CHUNK_TABLES, map_bytes[1]), self._key)
+        chunks: ChunkSource = LocalChunks(self.reader)
+        self.fileio = FileIO(self.inodes, self.hot, chunks, self.references, clock_ns, monotonic_s)
+        self.namespace = Namespace(self.inodes, clock_ns, self.fileio.discard)
+        self.committer = Committer(
+            self.meta, self.inodes, self.references, self.fileio, self.hot, interval_s=commit_interval_s
+        )
+        self._client = SealProcessClient(Hello(str(state_dir / "chunks"), self._key, map_bytes[1], level))
+        self.sealer = Sealer(
+            self._client,
+            self.inodes,
+            self.fileio,
+            self.hot,
+            self.reader,
+            self.references,
+            idle_s=seal_idle_s,
+            monotonic_s=monotonic_s,
+        )
+        self.space = Space(state_dir, self.fileio, self.reader, cache_bound_bytes)
+
+    async def start(self, uid: int, gid: int) -> None:
+        """Recover what the last daemon left, and start the seal process. *uid*, *gid* own a new root directory."""
+        self.namespace.ensure_root(uid, gid)
+        if not self.state.was_clean:
+            reconcile_hot_files(self.inodes, self.hot, self.fileio)
+        else:
+            self.fileio.adopt_hot_files()
+        orphans = self.namespace.reclaim_orphans()
+        if orphans:
+            log.info("freed %d files that were deleted while open", orphans)
+        await self._client.start()
+
+    async def run(self) -> None:
+        """The background work of an open volume, for ever: commit, seal, watch the room left."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.committer.run)
+            nursery.start_soon(self.sealer.run)
+            nursery.start_soon(self.space.run)
+            if not self.state.was_clean:
+                nursery.start_soon(sweep_unreferenced, self.reader, self.references)
+
+    @property
+    def seal_pid(self) -> int | None:
+        """Process id of the seal process."""
+        return self._client.pid
+
+    async def commit_all(self) -> None:
+        """Return once all content and metadata acknowledged so far is durable. Raises LocalStoreError."""
+        for inode in list(self.fileio.hot_inodes.values()):
+            self.fileio.order(inode)
+        await self.committer.commit()
+
+    async def close(self) -> None:
+        """Make everything durable and give back what is dead. `run` must still be running. Raises LocalStoreError."""
+        await self.commit_all()
+        with trio.move_on_after(CLOSE_DROP_S):
+            await self.sealer.drop_dead()
+
+    async def release(self) -> None:
+        """After `close`, and after `run` ended: stop the seal process and close all files."""
+        await self._client.stop()
+        self.reader.close()
+        self.meta.close()
+        self.hot.close()
+        if not self.committer.is_dirty and not self.references.has_unused:
+            self.state.mark_clean()
+        self.state.close()
