@@ -22,6 +22,7 @@ import trio
 
 from sessfs.config import Settings, cache_bound_bytes
 from sessfs.errors import SessfsError, StartFailed
+from sessfs.mount import handshake
 from sessfs.mount.control import ControlServer
 from sessfs.mount.fuseops import SessionOperations
 from sessfs.mount.reports import sessions_report, status_report
@@ -90,7 +91,7 @@ class Daemon:
                 await nursery.start(ControlServer(self._settings.state_dir, self._verbs()).run)
                 nursery.start_soon(self._watch_signals)
                 nursery.start_soon(self._announce, ready)
-                await pyfuse3.main()
+                await handshake.serve()
                 log.info("unmounted, closing the state")
                 await self._volume.close()
                 nursery.cancel_scope.cancel()

@@ -1,0 +1,101 @@
+"""Serve a pyfuse3 session with features that its libfuse can't ask the kernel for.
+
+Without FUSE_HANDLE_KILLPRIV_V2 the kernel asks for the xattr security.capability before each write(2), cached or not:
+one request a write where a page of writes would otherwise be one request in all. libfuse before 3.17 does not know the
+flag, and pyfuse3 has no say in it. So the first exchange, FUSE_INIT, goes through a socket pair: libfuse reads the
+kernel's INIT from it and writes its answer to it, the flags are added to the answer on its way to the kernel, and from
+then on libfuse has the device itself. Layouts: struct fuse_init_in and fuse_init_out of <linux/fuse.h>.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from sessfs.errors import StartFailed
+
+log = logging.getLogger(__name__)
+IN_HEADER_BYTES = 40
+OUT_HEADER = struct.Struct("<IiQ")
+INIT_OPCODE = 26
+OPCODE = struct.Struct("<I")
+OPCODE_OFFSET = 4
+IN_FLAGS_OFFSET = IN_HEADER_BYTES + 12
+OUT_FLAGS_OFFSET = OUT_HEADER.size + 12
+FLAGS = struct.Struct("<I")
+BUFFER_BYTES = 2 << 20
+CACHE_SYMLINKS = 1 << 23
+HANDLE_KILLPRIV_V2 = 1 << 28
+WANTED_FLAGS = CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
+
+
+def find_device() -> int:
+    """The descriptor of /dev/fuse that pyfuse3.init left open in this process; StartFailed when there isn't just one."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if os.readlink(entry) == "/dev/fuse":
+                found.append(int(entry.name))
+        except FileNotFoundError:
+            continue
+    if len(found) != 1:
+        raise StartFailed(f"{len(found)} descriptors of /dev/fuse are open, not one")
+    return found[0]
+
+
+def add_flags(request: bytes, answer: bytes) -> bytes:
+    """The answer to FUSE_INIT with those of WANTED_FLAGS that the kernel's request offers; unchanged if either is not
+    what it should be.
+    """
+    if len(request) < IN_FLAGS_OFFSET + FLAGS.size or len(answer) < OUT_FLAGS_OFFSET + FLAGS.size:
+        return answer
+    if OPCODE.unpack_from(request, OPCODE_OFFSET)[0] != INIT_OPCODE or OUT_HEADER.unpack_from(answer)[1] != 0:
+        return answer
+    offered = FLAGS.unpack_from(request, IN_FLAGS_OFFSET)[0]
+    flags = FLAGS.unpack_from(answer, OUT_FLAGS_OFFSET)[0] | (offered & WANTED_FLAGS)
+    return answer[:OUT_FLAGS_OFFSET] + FLAGS.pack(flags) + answer[OUT_FLAGS_OFFSET + FLAGS.size :]
+
+
+async def serve() -> None:
+    """pyfuse3.main with the better handshake; returns when the filesystem is unmounted. Call after pyfuse3.init."""
+    number = find_device()
+    device = os.dup(number)
+    try:
+        await trio.lowlevel.wait_readable(device)
+        request = os.read(device, BUFFER_BYTES)
+        answer = await _let_libfuse_answer(number, device, request)
+        os.write(device, add_flags(request, answer))
+    finally:
+        os.close(device)
+    await pyfuse3.main()
+
+
+async def _let_libfuse_answer(number: int, device: int, request: bytes) -> bytes:
+    """Have libfuse read *request* from a socket in the device's place, put the device back, and return its answer."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            os.dup2(theirs.fileno(), number, inheritable=False)
+        ours.send(request)
+        async with trio.open_nursery() as nursery:
+            ended = trio.Event()
+
+            async def first_loop() -> None:
+                await pyfuse3.main()
+                ended.set()
+
+            nursery.start_soon(first_loop)
+            await trio.lowlevel.wait_readable(ours.fileno())
+            answer = ours.recv(BUFFER_BYTES)
+            os.dup2(device, number, inheritable=False)
+            while not ended.is_set():
+                # The loop may be on its way to waiting: tell it until it has heard.
+                trio.lowlevel.notify_closing(number)
+                await trio.sleep(0.001)
+    return answer
