@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sessfs.mount import control
 from tests.support import posix
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class Mounted:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env={**os.environ, **self.env},
+                env=self._environment(),
                 timeout=timeout_s,
             )
             out.seek(0)
@@ -204,6 +205,10 @@ class Mounted:
                 f"`sessfs {command}` ended with {result.returncode}\n{result.stdout}{result.stderr}{self.log_tail()}"
             )
         return result
+
+    def _environment(self) -> dict[str, str]:
+        """Return the test's own environment without settings of sessfs, and what the test gave."""
+        return {name: value for name, value in os.environ.items() if not name.startswith("SESSFS_")} | self.env
 
     def mount(self) -> None:
         """Mount; on return the mountpoint answers, and `pid` is the daemon's. Mending a dead mount is up to the CLI."""
@@ -256,9 +261,7 @@ class Mounted:
 
     def control(self, verb: str, arguments: Mapping[str, Any], *, timeout_s: float = 30) -> Any:
         """Ask the daemon through its control socket."""
-        from sessfs.mount import control
-
-        return control.call(self.state, verb, dict(arguments), timeout_s=timeout_s)
+        return control.call(self.state, verb, arguments, timeout_s=timeout_s, on_progress=None)
 
     def status(self) -> dict[str, Any]:
         """Return `sessfs status --json`."""
