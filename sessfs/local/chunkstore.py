@@ -198,8 +198,6 @@ class References:
         """True when `take_dead` has something to look at."""
         return bool(self._dead)
 
-
-
     @property
     def has_unused(self) -> bool:
         """True when chunks that may be named by nothing were not dropped yet."""

@@ -88,9 +88,7 @@ def open_environment(path: Path, n_tables: int, map_size_bytes: int, *, readonly
 class Database:
     """One environment, its tables and their overlay. One thread (the request loop) may call all but `write_batch`."""
 
-    def __init__(
-        self, path: Path, tables: Sequence[TableName], map_size_bytes: int, *, readonly: bool = False
-    ) -> None:
+    def __init__(self, path: Path, tables: Sequence[TableName], map_size_bytes: int, *, readonly: bool = False) -> None:
         self._path = path
         self._env = open_environment(path, len(tables), map_size_bytes, readonly=readonly)
         self._handles = {}

@@ -35,7 +35,9 @@ class HotFiles:
 
     def create(self, ino: Ino, number: int, size_bytes: int) -> None:
         """Make an empty (sparse) hot file that reads as *size_bytes* zeros."""
-        fd = os.open(f"{ino:x}.{number:x}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._dir_fd)
+        fd = os.open(
+            f"{ino:x}.{number:x}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._dir_fd
+        )
         self._names_unsynced = True
         self._keep(number, fd)
         if size_bytes:

@@ -51,7 +51,7 @@ class StateDirectory:
         try:
             version = json.loads(file.read_bytes())["version"]
         except (ValueError, KeyError, TypeError) as exc:
-            raise StoreCorrupt(f"{file} can't be read: {exc}; restore it as {{\"version\": {STATE_VERSION}}}") from exc
+            raise StoreCorrupt(f'{file} can\'t be read: {exc}; restore it as {{"version": {STATE_VERSION}}}') from exc
         if version > STATE_VERSION:
             raise StateTooNew(
                 f"the state {self.path} has format {version}, this sessfs knows up to {STATE_VERSION}: upgrade sessfs"
@@ -74,6 +74,21 @@ class StateDirectory:
     def close(self) -> None:
         """Release the lock."""
         os.close(self._lock)
+
+
+def lock_holder(state_dir: Path) -> int | None:
+    """Process id of the daemon that holds the state, None when nobody does."""
+    try:
+        fd = os.open(state_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.pread(fd, 32, 0).strip() or b"0")
+    finally:
+        os.close(fd)
+    return None
 
 
 def load_hash_key(meta: Database) -> bytes:

@@ -10,14 +10,26 @@ import errno
 import functools
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import pyfuse3
 
 from sessfs.errors import PosixError, SessfsError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections import Counter
+    from collections.abc import Callable, Coroutine
+
+    class Guarded(Protocol):
+        """What the boundary needs of the object whose handlers it wraps."""
+
+        requests: Counter[str]
+        faults: Faults | None
+
+
+S = TypeVar("S", bound="Guarded")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 FAULT_VARIABLE = "SESSFS_FAULT"
@@ -47,17 +59,18 @@ def faults_from_environment() -> Faults | None:
     return Faults(spec) if spec else None
 
 
-def handler(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def handler(
+    function: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """Wrap one handler of `Operations` in the boundary."""
     name = function.__name__
 
-    @functools.wraps(function)
-    async def guarded(self: Any, *args: Any) -> Any:
+    async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self.requests[name] += 1
         try:
             if self.faults is not None:
                 self.faults.hit(name)
-            return await function(self, *args)
+            return await function(self, *args, **kwargs)
         except pyfuse3.FUSEError:
             raise
         except PosixError as exc:
@@ -72,6 +85,7 @@ def handler(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
             log.exception("bug in %s%s", name, _first(args))
             raise pyfuse3.FUSEError(errno.EIO) from None
 
+    functools.update_wrapper(guarded, function)
     return guarded
 
 

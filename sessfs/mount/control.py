@@ -101,7 +101,8 @@ class ControlServer:
         os.chmod(self._path, 0o600)
         listener.listen(16)
         try:
-            await trio.serve_listeners(self._serve, [trio.SocketListener(listener)], task_status=task_status)
+            task_status.started()
+            await trio.serve_listeners(self._serve, [trio.SocketListener(listener)])
         finally:
             self._path.unlink(missing_ok=True)
 

@@ -1,8 +1,8 @@
 """The daemon: builds every object once, serves the mount until it is unmounted, and leaves the state durable.
 
 Started by `sessfs.mount.launch`, with the settings as JSON on standard input. SIGTERM and SIGINT unmount: a helper
-process flushes the kernel's dirty pages (this one must serve them meanwhile) and detaches the mount, and the daemon ends
-when the kernel lets go of it.
+process flushes the kernel's dirty pages (this one must serve them meanwhile) and detaches the mount, and the daemon
+ends when the kernel lets go of it.
 """
 
 from __future__ import annotations

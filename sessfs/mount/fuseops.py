@@ -85,9 +85,9 @@ class SessionOperations(Operations):
 
     def _attributes(self, inode: Inode) -> EntryAttributes:
         entry = EntryAttributes()
-        entry.st_ino = inode.ino  # type: ignore[assignment]
+        entry.st_ino = inode.ino
         entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
-        entry.st_mode = inode.mode  # type: ignore[assignment]
+        entry.st_mode = inode.mode
         entry.st_nlink = inode.nlink
         entry.st_uid = inode.uid
         entry.st_gid = inode.gid
@@ -114,7 +114,7 @@ class SessionOperations(Operations):
         inode = self._names.lookup(Ino(parent_inode), name)
         if inode is None:
             entry = EntryAttributes()
-            entry.st_ino = 0  # type: ignore[assignment]
+            entry.st_ino = 0
             entry.entry_timeout = CACHE_TIMEOUT_S
             return entry
         return self._entry(inode)
@@ -313,7 +313,7 @@ class SessionOperations(Operations):
         number = self._next_dir
         self._next_dir += 1
         self._dirs[number] = _DirHandle(Ino(inode))
-        return number  # type: ignore[return-value]
+        return number
 
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:

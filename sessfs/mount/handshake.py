@@ -36,7 +36,7 @@ WANTED_FLAGS = CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
 
 
 def find_device() -> int:
-    """The descriptor of /dev/fuse that pyfuse3.init left open in this process; StartFailed when there isn't just one."""
+    """The descriptor of /dev/fuse that pyfuse3.init left open in this process; StartFailed unless there is just one."""
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         try:

@@ -101,7 +101,9 @@ class Namespace:
         return directory
 
     def make(self, parent: Ino, name: bytes, mode: int, owner: Owner, rdev: int = 0) -> Inode:
-        """Create a file of the type in *mode* (any but a symlink). EEXIST, ENAMETOOLONG, ENOENT in a removed directory."""
+        """Create a file of the type in *mode* (any but a symlink). EEXIST, ENAMETOOLONG, or ENOENT in a removed
+        directory.
+        """
         directory = self._directory_for_new(parent, name)
         now = self._clock_ns()
         gid = owner.gid
@@ -248,7 +250,9 @@ class Namespace:
 
     # -- renaming
 
-    def rename(self, old_parent: Ino, old_name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0) -> Inode | None:
+    def rename(
+        self, old_parent: Ino, old_name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0
+    ) -> Inode | None:
         """rename(2) with RENAME_NOREPLACE and RENAME_EXCHANGE (EINVAL for other flags, nothing changed).
 
         Returns the inode that took an existing file's name, whose data a commit must flush first, or None.

@@ -1,0 +1,346 @@
+"""Check a state directory: every record against every other, every chunk against its hash, every hot file.
+
+Reads only. The state must not be mounted; a state that was not closed cleanly is judged leniently where the next mount
+repairs by itself, and the report says so.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sessfs.errors import StateInUse, StoreCorrupt, UsageError
+from sessfs.format.chunk import FrameCodec, verify_chunk
+from sessfs.format.recipe import Recipe
+from sessfs.local.chunkstore import (
+    CHUNK_TABLES,
+    CHUNKS_MAP_BYTES,
+    FRAME_KEY,
+    FRAMES,
+    INDEX,
+    PLACE,
+    REF_COUNT,
+    Totals,
+    decode_frame_record,
+    read_totals,
+)
+from sessfs.local.db import Database
+from sessfs.local.inodes import (
+    DENTRIES,
+    DENTRY,
+    INO,
+    INODES,
+    META_MAP_BYTES,
+    META_TABLES,
+    ORPHANS,
+    RECIPES,
+    REFS,
+    SESSION,
+    SESSIONS,
+    SUPER,
+    SYMLINKS,
+    XATTRS,
+    Inode,
+    decode_inode,
+)
+from sessfs.local.state import CLEAN_MARK, HASH_KEY, lock_holder
+from sessfs.types import ROOT_INO, ChunkId, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    Progress = Callable[[str, int], None]
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing that is wrong. *session* and *path* are empty where it belongs to none."""
+
+    kind: str
+    session: str
+    path: str
+    message: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What was found: clean when there are no problems. *notes* are things that the next mount mends by itself."""
+
+    problems: list[Problem]
+    counts: dict[str, int]
+    notes: list[str]
+
+    @property
+    def clean(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.problems
+
+
+def check_state(state_dir: Path, progress: Progress | None = None) -> Report:
+    """Check everything in *state_dir*. *progress* gets (stage, items done). Raises UsageError when there is no state,
+    StateInUse when it is mounted, LocalStoreError when the database can't be opened at all.
+    """
+    if not (state_dir / "meta").is_dir():
+        raise UsageError(f"{state_dir} holds no sessfs state")
+    pid = lock_holder(state_dir)
+    if pid is not None:
+        raise StateInUse(f"{state_dir} is mounted by process {pid}: unmount it first (sessfs umount)")
+    meta = Database(state_dir / "meta", META_TABLES, META_MAP_BYTES, readonly=True)
+    try:
+        chunks = Database(state_dir / "chunks", CHUNK_TABLES, CHUNKS_MAP_BYTES, readonly=True)
+        try:
+            return _Check(state_dir, meta, chunks, progress).run()
+        finally:
+            chunks.close()
+    finally:
+        meta.close()
+
+
+class _Check:
+    """One run over one state."""
+
+    def __init__(self, state_dir: Path, meta: Database, chunks: Database, progress: Progress | None) -> None:
+        self._state_dir = state_dir
+        self._meta = meta
+        self._chunks = chunks
+        self._progress = progress
+        self._problems: list[Problem] = []
+        self._counts: Counter[str] = Counter()
+        self._clean = (state_dir / CLEAN_MARK).exists()
+        self._inodes: dict[Ino, Inode] = {}
+        self._names: dict[Ino, tuple[Ino, bytes]] = {}
+        self._links: Counter[Ino] = Counter()
+        self._subdirs: Counter[Ino] = Counter()
+        self._refs: Counter[ChunkId] = Counter()
+
+    def run(self) -> Report:
+        self._load_inodes()
+        self._check_dentries()
+        self._check_inodes()
+        self._check_leftovers()
+        self._check_sessions()
+        self._check_recipes()
+        self._check_frames()
+        self._check_references()
+        self._check_hot_files()
+        notes = [] if self._clean else ["the state was not closed cleanly; the next mount recovers it"]
+        return Report(self._problems, dict(self._counts), notes)
+
+    def _step(self, stage: str) -> None:
+        self._counts[stage] += 1
+        if self._progress is not None and self._counts[stage] % 1000 == 0:
+            self._progress(stage, self._counts[stage])
+
+    def _report(self, kind: str, ino: Ino | None, message: str) -> None:
+        session, path = self._locate(ino) if ino is not None else ("", "")
+        self._problems.append(Problem(kind, session, path, message))
+
+    def _locate(self, ino: Ino) -> tuple[str, str]:
+        """(session, path) of an inode by the names seen so far; best effort, since names may be what is broken."""
+        parts: list[bytes] = []
+        at = ino
+        while at != ROOT_INO and at in self._names and len(parts) < 4096:
+            at, name = self._names[at]
+            parts.append(name)
+        parts.reverse()
+        path = b"/".join(parts).decode(errors="backslashreplace") or f"inode {ino}"
+        return (path.split("/", 1)[0] if len(parts) > 1 else "."), path
+
+    def _scan_inos(self, table: str) -> Iterator[tuple[Ino, bytes]]:
+        for key, value in self._meta.scan(table):  # type: ignore[arg-type]  # table names are strings
+            yield Ino(INO.unpack(key)[0]), value
+
+    # -- the tree
+
+    def _load_inodes(self) -> None:
+        for ino, record in self._scan_inos(INODES):
+            self._step("inodes")
+            try:
+                self._inodes[ino] = decode_inode(ino, record)
+            except StoreCorrupt as exc:
+                self._report("inode", ino, str(exc))
+        if ROOT_INO not in self._inodes:
+            self._report("inode", None, "the root directory is missing")
+
+    def _check_dentries(self) -> None:
+        for key, value in self._meta.scan(DENTRIES):
+            self._step("dentries")
+            parent, name = Ino(INO.unpack_from(key)[0]), key[INO.size :]
+            ino, kind = DENTRY.unpack(value)
+            directory, inode = self._inodes.get(parent), self._inodes.get(Ino(ino))
+            self._names.setdefault(Ino(ino), (parent, name))
+            if directory is None or not stat.S_ISDIR(directory.mode):
+                self._report("dentry", Ino(ino), f"its parent {parent} is no directory")
+            if inode is None:
+                self._report("dentry", Ino(ino), f"names inode {ino}, which is not stored")
+                continue
+            if stat.S_IFMT(inode.mode) != kind:
+                self._report("dentry", Ino(ino), f"says type {kind:#o}, the inode has {stat.S_IFMT(inode.mode):#o}")
+            self._links[Ino(ino)] += 1
+            if stat.S_ISDIR(inode.mode):
+                self._subdirs[parent] += 1
+                if inode.parent != parent:
+                    self._report("dentry", Ino(ino), f"the directory says its parent is {inode.parent}, not {parent}")
+            expected = self._session_under(parent, directory, inode)
+            if inode.session != expected:
+                self._report("session", Ino(ino), f"belongs to session {inode.session}, its place to {expected}")
+
+    def _session_under(self, parent: Ino, directory: Inode | None, inode: Inode) -> Ino:
+        if parent == ROOT_INO:
+            return inode.ino if stat.S_ISDIR(inode.mode) else ROOT_INO
+        return directory.session if directory is not None else inode.session
+
+    def _check_inodes(self) -> None:
+        orphans = {ino for ino, _ in self._scan_inos(ORPHANS)}
+        for ino, inode in self._inodes.items():
+            is_dir = stat.S_ISDIR(inode.mode)
+            names = self._links[ino] + (1 if ino == ROOT_INO else 0)
+            if ino in orphans:
+                expected = 0
+            else:
+                expected = 2 + self._subdirs[ino] if is_dir else names
+                if not names:
+                    self._report("inode", ino, "has no name and is not marked as deleted")
+            if is_dir and names > 1:
+                self._report("inode", ino, f"a directory with {names} names")
+            if inode.nlink != expected:
+                self._report("inode", ino, f"has a link count of {inode.nlink}, should have {expected}")
+            if stat.S_ISLNK(inode.mode):
+                target = self._meta.get(SYMLINKS, INO.pack(ino))
+                if target is None or len(target) != inode.size:
+                    self._report("symlink", ino, "its target is missing or of another length")
+        for ino in orphans - self._inodes.keys():
+            self._report("orphan", ino, "is marked as deleted and not stored")
+
+    def _check_leftovers(self) -> None:
+        for table in (SYMLINKS, RECIPES):
+            for ino, _ in self._scan_inos(table):
+                if ino not in self._inodes:
+                    self._report(table, ino, f"{table} has a record of an inode that is not stored")
+        for key, _ in self._meta.scan(XATTRS):
+            self._step("xattrs")
+            ino = Ino(INO.unpack_from(key)[0])
+            if ino not in self._inodes:
+                self._report("xattr", ino, "belongs to an inode that is not stored")
+
+    def _check_sessions(self) -> None:
+        files: Counter[Ino] = Counter()
+        sizes: Counter[Ino] = Counter()
+        for inode in self._inodes.values():
+            if not stat.S_ISDIR(inode.mode) and inode.nlink:
+                files[inode.session] += 1
+                sizes[inode.session] += inode.size
+        stored = {ino: SESSION.unpack(record) for ino, record in self._scan_inos(SESSIONS)}
+        for session in sorted(stored.keys() | files.keys()):
+            self._step("sessions")
+            n_files, logical, _ = stored.get(session, (0, 0, 0))
+            if (n_files, logical) != (files[session], sizes[session]):
+                self._report(
+                    "counter",
+                    session,
+                    f"the session counts {n_files} files of {logical} bytes, "
+                    f"it has {files[session]} of {sizes[session]}",
+                )
+
+    # -- content
+
+    def _check_recipes(self) -> None:
+        for ino, packed in self._scan_inos(RECIPES):
+            self._step("recipes")
+            inode = self._inodes.get(ino)
+            try:
+                recipe = Recipe(packed)
+            except StoreCorrupt as exc:
+                self._report("recipe", ino, str(exc))
+                continue
+            self._refs.update(recipe.iter_chunks())
+            if inode is None:
+                continue
+            for start, end in inode.cold:
+                try:
+                    recipe.slice_packed(start, end)
+                except ValueError as exc:
+                    self._report("recipe", ino, f"cold range: {exc}")
+            for extent in recipe:
+                place = None if extent.is_hole else self._chunks.get(INDEX, extent.chunk)
+                if not extent.is_hole and (place is None or PLACE.unpack(place)[2] != extent.end - extent.start):
+                    self._report(
+                        "chunk", ino, f"bytes {extent.start} to {extent.end}: chunk {extent.chunk.hex()} is missing"
+                    )
+        for ino, inode in self._inodes.items():
+            end = inode.cold[-1][1] if inode.cold else 0
+            if end > inode.size or (inode.size and not inode.hot_no and self._is_short(inode)):
+                self._report("inode", ino, f"has {inode.size} bytes, but content for another length")
+            if inode.cold and self._meta.get(RECIPES, INO.pack(ino)) is None:
+                self._report("recipe", ino, "the inode has sealed content and no recipe")
+
+    def _is_short(self, inode: Inode) -> bool:
+        return stat.S_ISREG(inode.mode) and inode.cold != [(0, inode.size)]
+
+    def _check_frames(self) -> None:
+        key = self._meta.get(SUPER, HASH_KEY)
+        if key is None:
+            self._report("state", None, "the hash key is missing: no chunk can be verified")
+            return
+        codec = FrameCodec()
+        stored = plain_bytes = n_frames = 0
+        for frame_key, record in self._chunks.scan(FRAMES):
+            self._step("frames")
+            number = FRAME_KEY.unpack(frame_key)[0]
+            n_frames = max(n_frames, number)
+            stored += len(record)
+            try:
+                entries, payload = decode_frame_record(record)
+                plain = codec.decode(payload)
+            except StoreCorrupt as exc:
+                self._report("frame", None, f"frame {number}: {exc}")
+                continue
+            plain_bytes += self._check_chunks(key, number, entries, plain)
+        totals = read_totals(self._chunks)
+        if totals != Totals(totals.next_frame, stored, plain_bytes) or totals.next_frame <= n_frames:
+            self._report("counter", None, f"the totals say {tuple(totals)}, there are {stored} and {plain_bytes} bytes")
+
+    def _check_chunks(self, key: bytes, number: int, entries: list[tuple[ChunkId, int]], plain: bytes) -> int:
+        """Bytes of the frame's chunks that the index places here."""
+        offset = alive = 0
+        for cid, length in entries:
+            place = self._chunks.get(INDEX, cid)
+            if place is not None and PLACE.unpack(place) == (number, offset, length):
+                self._step("chunks")
+                alive += length
+                try:
+                    verify_chunk(key, cid, memoryview(plain)[offset : offset + length])
+                except StoreCorrupt as exc:
+                    self._report("chunk", None, f"frame {number}: {exc}")
+            offset += length
+        return alive
+
+    def _check_references(self) -> None:
+        counted = self._refs
+        stored = {ChunkId(cid): REF_COUNT.unpack(value)[0] for cid, value in self._meta.scan(REFS)}
+        for cid in stored.keys() | counted.keys():
+            if stored.get(cid, 0) != counted[cid]:
+                found = f"{stored.get(cid, 0)} references stored, {counted[cid]} counted"
+                self._report("refcount", None, f"chunk {cid.hex()}: {found}")
+        if self._clean:
+            for cid_bytes, _ in self._chunks.scan(INDEX):
+                if ChunkId(cid_bytes) not in counted:
+                    self._report("chunk", None, f"chunk {cid_bytes.hex()} is stored and nothing names it")
+
+    def _check_hot_files(self) -> None:
+        wanted = {f"{ino:x}.{inode.hot_no:x}": inode for ino, inode in self._inodes.items() if inode.hot_no}
+        hot_dir = self._state_dir / "hot"
+        found = {entry.name: entry.stat().st_size for entry in hot_dir.iterdir()} if hot_dir.is_dir() else {}
+        for name, inode in wanted.items():
+            self._step("hot_files")
+            if not self._clean:
+                continue
+            if name not in found:
+                self._report("hot", inode.ino, f"its hot file {name} is missing")
+            elif found[name] != inode.size:
+                self._report("hot", inode.ino, f"its hot file has {found[name]} bytes, the inode {inode.size}")
+        if self._clean:
+            for name in found.keys() - wanted.keys():
+                self._report("hot", None, f"hot file {name} belongs to no inode")
