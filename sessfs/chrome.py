@@ -7,6 +7,7 @@ net/disk_cache/simple/simple_util.cc (sixteen hexadecimal digits, underscore, st
 from __future__ import annotations
 
 import re
+from enum import IntEnum
 
 _SIMPLE_CACHE = re.compile(rb"[0-9a-f]{16}_[0-9s]\Z")
 
@@ -19,3 +20,45 @@ def wants_direct_io(name: bytes) -> bool:
     never mapped while it is being created, and later opens are cached as usual.
     """
     return _SIMPLE_CACHE.match(name) is not None
+
+
+class PathClass(IntEnum):
+    """What of a profile leaves its node. A directory's class is that of everything below it."""
+
+    TRAVELS = 0
+    CACHE = 1
+    """Rebuilt by Chrome when it is missing; travels only when asked to (`--upload-caches`)."""
+    NODE_ONLY = 2
+    """Means something on this node alone: locks of a running Chrome, crash dumps, metrics, temporary files."""
+
+
+_CACHES = frozenset(
+    {
+        b"Cache_Data",
+        b"Code Cache",
+        b"GPUCache",
+        b"DawnCache",
+        b"DawnGraphiteCache",
+        b"DawnWebGPUCache",
+        b"GrShaderCache",
+        b"ShaderCache",
+        b"GPUPersistentCache",
+        b"GraphiteDawnCache",
+        b"component_crx_cache",
+        b"extensions_crx_cache",
+    }
+)
+_NODE_ONLY = re.compile(
+    rb"(Singleton(Lock|Cookie|Socket)|Crashpad|Crash Reports|BrowserMetrics.*|CrashpadMetrics.*|DeferredBrowserMetrics"
+    rb"|DevToolsActivePort|\.org\.chromium\.Chromium\..*|\.com\.google\.Chrome\..*|.*\.tmp)\Z",
+    re.DOTALL,
+)
+
+
+def classify(name: bytes, parent: PathClass) -> PathClass:
+    """Class of an entry called *name* in a directory of class *parent*."""
+    if parent is PathClass.NODE_ONLY or _NODE_ONLY.match(name):
+        return PathClass.NODE_ONLY
+    if parent is PathClass.CACHE or name in _CACHES:
+        return PathClass.CACHE
+    return PathClass.TRAVELS

@@ -150,6 +150,20 @@ class References:
         self._unreferenced: set[ChunkId] = set()
         self._settling: set[ChunkId] = set()
         self._dead: set[ChunkId] = set()
+        self._pins: Counter[ChunkId] = Counter()
+
+    def pin(self, ids: Iterable[ChunkId]) -> None:
+        """Keep the chunks from being dropped, references or not, until `unpin`. Not stored: a crash undoes it."""
+        self._pins.update(ids)
+
+    def unpin(self, ids: Iterable[ChunkId]) -> None:
+        """Undo one `pin` of the same ids."""
+        released = list(ids)
+        self._pins.subtract(released)
+        self._unreferenced.update(cid for cid in released if self._pins[cid] <= 0)
+        for cid in released:
+            if self._pins[cid] <= 0:
+                del self._pins[cid]
 
     def count(self, cid: ChunkId) -> int:
         """Number of extents that name the chunk."""
@@ -189,7 +203,7 @@ class References:
 
     def take_dead(self) -> list[ChunkId]:
         """Chunks that nothing names, durably so; call only while no seal is under way whose recipes could name them."""
-        dead = [cid for cid in self._dead if self.count(cid) == 0]
+        dead = [cid for cid in self._dead if self.count(cid) == 0 and cid not in self._pins]
         self._dead = set()
         return dead
 

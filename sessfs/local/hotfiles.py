@@ -43,6 +43,28 @@ class HotFiles:
         if size_bytes:
             os.ftruncate(fd, size_bytes)
 
+    def copy(self, ino: Ino, number: int, new_number: int) -> None:
+        """Make hot file *new_number* with the content of *number*, sharing or copying it in the kernel, holes kept."""
+        source = self.duplicate(ino, number)
+        try:
+            size = os.fstat(source).st_size
+            self.create(ino, new_number, size)
+            target = self.fd(ino, new_number)
+            at = 0
+            while at < size:
+                try:
+                    at = os.lseek(source, at, os.SEEK_DATA)
+                except OSError:
+                    break
+                end = os.lseek(source, at, os.SEEK_HOLE)
+                while at < end:
+                    at += os.copy_file_range(source, target, end - at, at, at)
+        except OSError as exc:
+            self.delete(ino, new_number)
+            raise self._full(exc) from exc
+        finally:
+            os.close(source)
+
     def fd(self, ino: Ino, number: int) -> int:
         """A descriptor for reading and writing, valid until the next call of any method."""
         fd = self._fds.pop(number, None)

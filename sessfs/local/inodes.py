@@ -9,8 +9,10 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
+from sessfs.chrome import PathClass
 from sessfs.errors import StoreCorrupt
 from sessfs.format.recipe import Recipe
+from sessfs.local.changes import DIRTY, Changes
 from sessfs.local.db import Database, TableName
 from sessfs.types import ROOT_INO, Ino
 
@@ -26,12 +28,12 @@ SESSIONS = TableName("sessions")
 ORPHANS = TableName("orphans")
 REFS = TableName("refs")
 SUPER = TableName("super")
-META_TABLES = (INODES, DENTRIES, SYMLINKS, XATTRS, RECIPES, SESSIONS, ORPHANS, REFS, SUPER)
+META_TABLES = (INODES, DENTRIES, SYMLINKS, XATTRS, RECIPES, SESSIONS, ORPHANS, REFS, SUPER, DIRTY)
 META_MAP_BYTES = 1 << 36
 
 INO = struct.Struct(">Q")
 """Keys are big-endian, so that they sort by number."""
-INODE_HEAD = struct.Struct("<IIIIQQqqqQQQQ")
+INODE_HEAD = struct.Struct("<IIIIQQqqqQQQQI")
 COLD_RANGE = struct.Struct("<QQ")
 DENTRY = struct.Struct("<QI")
 SESSION = struct.Struct("<QQq")
@@ -75,6 +77,7 @@ class Inode:
         "opens",
         "ordered",
         "parent",
+        "path_class",
         "rdev",
         "recipe",
         "session",
@@ -90,6 +93,7 @@ class Inode:
         self.atime_ns = self.mtime_ns = self.ctime_ns = 0
         self.session = ROOT_INO
         self.parent = ROOT_INO
+        self.path_class = PathClass.TRAVELS
         self.hot_no = 0
         self.allocated = 0
         self.cold: Ranges = []
@@ -116,6 +120,7 @@ class Inode:
             self.parent,
             self.hot_no,
             self.allocated,
+            self.path_class,
         )
         if not self.cold:
             return head
@@ -142,9 +147,11 @@ def decode_inode(ino: Ino, record: bytes) -> Inode:
         parent,
         inode.hot_no,
         inode.allocated,
+        path_class,
     ) = INODE_HEAD.unpack_from(record)
     inode.session = Ino(session)
     inode.parent = Ino(parent)
+    inode.path_class = PathClass(path_class)
     if tail:
         inode.cold = list(COLD_RANGE.iter_unpack(record[INODE_HEAD.size :]))
     return inode
@@ -172,6 +179,10 @@ class Inodes:
         self._dirty_sessions: set[Ino] = set()
         self._lookups: dict[Ino, int] = {}
         self._next = self._limit = 0
+        self.changes: Changes | None = None
+        """Where changes of what travels are noted; None when there is no remote to publish them to."""
+        self.travelling = PathClass.TRAVELS
+        """Entries of this class and those before it are published."""
 
     # -- numbers
 
@@ -222,15 +233,19 @@ class Inodes:
     def adopt(self, inode: Inode) -> None:
         """Take in an inode made elsewhere, under the number it has."""
         self._cache[inode.ino] = inode
-        self._dirty[inode.ino] = inode
+        self.touch(inode)
 
     def touch(self, inode: Inode) -> None:
         """Note that *inode* changed: it goes into the next batch."""
         self._dirty[inode.ino] = inode
+        if self.changes is not None and inode.path_class <= self.travelling:
+            self.changes.note_inode(inode.session, inode.ino)
 
     def remove(self, inode: Inode) -> None:
         """Delete the inode's records (inode, symlink target, xattrs, orphan mark). Its recipe must be gone already."""
         key = INO.pack(inode.ino)
+        if self.changes is not None and inode.path_class <= self.travelling:
+            self.changes.note_inode(inode.session, inode.ino)
         self._cache.pop(inode.ino, None)
         self._dirty.pop(inode.ino, None)
         for table in (INODES, SYMLINKS, ORPHANS):
@@ -299,10 +314,14 @@ class Inodes:
     def set_dentry(self, parent: Ino, name: bytes, inode: Inode) -> None:
         """Make *name* in *parent* stand for *inode*; link counts and times are the caller's."""
         self._db.put(DENTRIES, INO.pack(parent) + name, DENTRY.pack(inode.ino, inode.mode & 0o170000))
+        if self.changes is not None and inode.path_class <= self.travelling:
+            self.changes.note_name(inode.session, parent, name)
 
-    def delete_dentry(self, parent: Ino, name: bytes) -> None:
-        """Remove *name* from *parent*."""
+    def delete_dentry(self, parent: Ino, name: bytes, inode: Inode) -> None:
+        """Remove *name*, which stands for *inode*, from *parent*."""
         self._db.delete(DENTRIES, INO.pack(parent) + name)
+        if self.changes is not None and inode.path_class <= self.travelling:
+            self.changes.note_name(inode.session, parent, name)
 
     def iter_dentries(self, parent: Ino, after: bytes | None = None) -> Iterator[tuple[bytes, Dentry]]:
         """(name, dentry) of *parent* in order of the names' bytes, those greater than *after*."""

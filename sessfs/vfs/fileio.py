@@ -11,6 +11,8 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Protocol
 
+import trio
+
 from sessfs.errors import StoreCorrupt, StoreFull
 from sessfs.vfs.ranges import split, subtract, total
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from sessfs.local.inodes import Inode, Inodes
     from sessfs.types import ChunkId, Ino
 
+COPY_MAX_BYTES = 32 << 20
+"""A frozen hot file of up to this size is copied for a writer, which takes some ten ms; for a larger one it waits."""
 SUID_SGID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -60,6 +64,7 @@ class FileIO:
         """When set, writes that need room answer ENOSPC with this text."""
         self.hot_inodes: dict[Ino, Inode] = {}
         """Every inode that has a hot file, in the order of its last change."""
+        self._frozen: dict[int, trio.Event] = {}
 
     # -- reading
 
@@ -119,6 +124,7 @@ class FileIO:
         """
         end = offset + len(content)
         self._require_room()
+        await self._unshare(inode)
         while inode.cold:
             missing = self._hydrate_edges(inode, offset, end)
             if not missing:
@@ -210,6 +216,7 @@ class FileIO:
         if size == 0:
             self._clear(inode)
             return
+        await self._unshare(inode)
         while size < inode.size and inode.cold:
             missing = self._cut_cold(inode, size)
             if not missing:
@@ -255,8 +262,9 @@ class FileIO:
         self.hot_inodes.pop(inode.ino, None)
 
     def take_retired(self) -> list[tuple[Ino, int]]:
-        """At a cut: the hot files to delete once the batch is durable."""
-        retired, self._retired = self._retired, []
+        """At a cut: the hot files to delete once the batch is durable; not those that a snapshot still reads."""
+        retired = [item for item in self._retired if item[1] not in self._frozen]
+        self._retired = [item for item in self._retired if item[1] in self._frozen]
         return retired
 
     def restore_retired(self, retired: list[tuple[Ino, int]]) -> None:
@@ -286,6 +294,34 @@ class FileIO:
         for inode in inodes:
             inode.unsynced = True
             self.order(inode)
+
+    # -- snapshots
+
+    def freeze(self, inode: Inode) -> None:
+        """From now until `thaw` the inode's hot file keeps its bytes: a write first gives the inode a copy of its own,
+        or waits for `thaw` where copying would take longer.
+        """
+        self._frozen[inode.hot_no] = trio.Event()
+
+    def thaw(self, number: int) -> None:
+        """The hot file of that number has been read; fine when it is not frozen."""
+        event = self._frozen.pop(number, None)
+        if event is not None:
+            event.set()
+
+    async def _unshare(self, inode: Inode) -> None:
+        while inode.hot_no in self._frozen:
+            if self._hot.allocated_bytes(inode.ino, inode.hot_no) > COPY_MAX_BYTES:
+                await self._frozen[inode.hot_no].wait()
+                continue
+            number = self._inodes.allocate_number()
+            self._hot.copy(inode.ino, inode.hot_no, number)
+            self._retired.append((inode.ino, inode.hot_no))
+            inode.hot_no = number
+            # The copy stands in for bytes that may be durable in the original.
+            inode.unsynced = True
+            self.order(inode)
+            self._inodes.touch(inode)
 
     # -- at start
 

@@ -10,6 +10,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
+from sessfs.chrome import classify
 from sessfs.errors import PosixError
 from sessfs.local.inodes import Inode
 from sessfs.types import ROOT_INO, Ino
@@ -114,6 +115,7 @@ class Namespace:
                 mode |= stat.S_ISGID
         inode = self._inodes.create(mode, owner.uid, gid, now)
         inode.rdev = rdev
+        inode.path_class = classify(name, directory.path_class)
         inode.session = self._session_in(directory, inode)
         inode.parent = parent
         inode.nlink = 1
@@ -175,7 +177,7 @@ class Namespace:
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EISDIR)
         now = self._clock_ns()
-        self._inodes.delete_dentry(parent, name)
+        self._inodes.delete_dentry(parent, name, inode)
         self._stamp(self.get(parent), now)
         self._drop_link(inode, now)
 
@@ -190,7 +192,7 @@ class Namespace:
             raise PosixError(errno.ENOTEMPTY)
         now = self._clock_ns()
         directory = self.get(parent)
-        self._inodes.delete_dentry(parent, name)
+        self._inodes.delete_dentry(parent, name, inode)
         directory.nlink -= 1
         self._stamp(directory, now)
         self._drop_directory(inode, now)
@@ -312,7 +314,8 @@ class Namespace:
     ) -> None:
         now = self._clock_ns()
         is_dir = stat.S_ISDIR(inode.mode)
-        self._inodes.delete_dentry(source_dir.ino, old_name)
+        self._inodes.delete_dentry(source_dir.ino, old_name, inode)
+        self._reclassify(inode, target_dir, new_name)
         self._inodes.set_dentry(target_dir.ino, new_name, inode)
         if is_dir:
             source_dir.nlink -= 1
@@ -333,6 +336,8 @@ class Namespace:
         self, one: Inode, one_dir: Inode, one_name: bytes, two: Inode, two_dir: Inode, two_name: bytes
     ) -> None:
         now = self._clock_ns()
+        self._reclassify(one, two_dir, two_name)
+        self._reclassify(two, one_dir, one_name)
         self._inodes.set_dentry(one_dir.ino, one_name, two)
         self._inodes.set_dentry(two_dir.ino, two_name, one)
         for inode, source, target in ((one, one_dir, two_dir), (two, two_dir, one_dir)):
@@ -345,6 +350,18 @@ class Namespace:
             self._inodes.account(inode.session, 0, 0, now)
         self._stamp(one_dir, now)
         self._stamp(two_dir, now)
+
+    def _reclassify(self, inode: Inode, directory: Inode, name: bytes) -> None:
+        """A rename may change whether the entry, and what is below it, travels."""
+        path_class = classify(name, directory.path_class)
+        if path_class == inode.path_class:
+            return
+        inode.path_class = path_class
+        self._inodes.touch(inode)
+        if stat.S_ISDIR(inode.mode):
+            for child_name, dentry in list(self._inodes.iter_dentries(inode.ino)):
+                self._reclassify(self._inodes.get(dentry.ino), inode, child_name)
+                self._inodes.set_dentry(inode.ino, child_name, self._inodes.get(dentry.ino))
 
     # -- xattrs
 
