@@ -2,8 +2,8 @@
 
 An object is one file with exactly its bytes, at the path of its key. Three things differ from the key: in each part
 `%`, `+` and a leading `.` are written as %XX; parts of PIECE_BYTES and more are cut into directories whose names end
-in `+`, because a file name may have 255 bytes and an encrypted session name can be longer. `.lock` serialises
-replacements between processes and hosts (flock); `.new/` holds what is being written.
+in `+`, because an escaped part may be longer than the 255 bytes of a file name. `.lock` serialises replacements
+between processes and hosts (flock); `.new/` holds what is being written.
 """
 
 from __future__ import annotations

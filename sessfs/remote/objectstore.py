@@ -1,9 +1,9 @@
 """What sessfs asks of an object store: the protocol, what it gives back, and the counting and limiting around it.
 
-A key is a `str` relative to the prefix of the remote: parts separated by `/`, none of them empty, `.` or `..`, at most
-KEY_MAX_BYTES in UTF-8; and no key is another key plus `/…`, so that a directory can hold the same objects. Listings
-are in the order of the keys' UTF-8 bytes. An etag is opaque, without quotes, and changes with every write of other
-bytes.
+A key is a `str` relative to the prefix of the remote: parts separated by `/`, none of them empty, `.` or `..`, each of
+at most PART_MAX_BYTES in UTF-8, KEY_MAX_BYTES in all; and no key is another key plus `/…`: then stores that keep
+objects as files (MinIO, rclone, a directory) can hold them too. Listings are in the order of the keys' UTF-8 bytes.
+An etag is opaque, without quotes, and changes with every write of other bytes.
 
 Errors, of every method: RemoteUnavailable (it is unknown whether it happened; the same call may be made again),
 RemoteDenied (a person must act: credentials, bucket, rights), RemoteUnsuitable (the endpoint can't do that). Only an
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 KEY_MAX_BYTES = 900  # S3 allows 1,024 with the prefix of the remote
+PART_MAX_BYTES = 255  # a file name
 LIST_PAGE = 1000  # what S3 gives in one answer
 
 
@@ -151,7 +152,8 @@ async def iter_keys(store: ObjectStore, prefix: str, page: int = LIST_PAGE) -> A
 def check_key(key: str) -> str:
     """Return *key*, or raise ValueError: a key that is not of the form above is a bug of the caller."""
     parts = key.split("/")
-    if any(part in ("", ".", "..") for part in parts) or "\0" in key or len(key.encode()) > KEY_MAX_BYTES:
+    too_long = len(key.encode()) > KEY_MAX_BYTES or any(len(part.encode()) > PART_MAX_BYTES for part in parts)
+    if too_long or "\0" in key or any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"not a usable object key: {key!r}")
     return key
 

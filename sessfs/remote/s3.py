@@ -55,6 +55,7 @@ T = TypeVar("T")
 
 _ASK_AGAIN = CREDENTIALS_EXPIRED | CREDENTIALS_ROTATED
 SKEW_S = 60.0  # stores allow 15 minutes; what is less than this needs no correction
+EXPECT_BYTES = 1 << 20  # smaller bodies are sent without first waiting for "100 Continue", a round trip
 WHOLE_READ_BYTES = 1 << 20  # booked against the memory bound for a read whose length is not known before
 
 # By the host of the endpoint: the name for people, and where the region stands in the host, if it does.
@@ -116,21 +117,29 @@ class _ShiftedContext(dict[str, Any]):
 def make_client(settings: S3Settings, offset: ClockOffset) -> Any:
     """A new boto3 client, with credentials as the chain gives them now. Blocks, up to seconds: call it in a thread."""
     session = boto3.session.Session()
-    addressing = settings.addressing
-    client = _build(session, settings, addressing)
-    if addressing == "auto" and endpoint_name(client.meta.endpoint_url) != "AWS S3":
-        # Only now is it known whether AWS_ENDPOINT_URL or the config file names another endpoint.
+    client = _build(session, settings, _addressing(settings, settings.endpoint_url))
+    if settings.endpoint_url is None and _addressing(settings, client.meta.endpoint_url) == "path":
+        # Only now is it known that AWS_ENDPOINT_URL or the config file names another endpoint.
         client.close()
         client = _build(session, settings, "path")
 
     def before_sign(request: Any, operation_name: str, **_: Any) -> None:
         if operation_name == "DeleteObjects":
             _use_content_md5(request)
+        if operation_name == "PutObject" and request.data.getbuffer().nbytes < EXPECT_BYTES:
+            del request.headers["Expect"]
         if offset.seconds:
             request.context = _ShiftedContext(request.context, offset.seconds)
 
     client.meta.events.register("before-sign.s3", before_sign)
     return client
+
+
+def _addressing(settings: S3Settings, endpoint_url: str | None) -> str:
+    """The style for botocore, whose "auto" is virtual wherever DNS and TLS allow it."""
+    if settings.addressing != "auto" or endpoint_url is None:
+        return settings.addressing
+    return "auto" if endpoint_name(endpoint_url) == "AWS S3" else "path"
 
 
 def _build(session: boto3.session.Session, settings: S3Settings, addressing: str) -> Any:

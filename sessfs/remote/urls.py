@@ -129,7 +129,7 @@ async def open_remote(settings: RemoteSettings, policy: RetryPolicy | None = Non
 async def _open_base(settings: RemoteSettings, health: Health) -> ObjectStore:
     location = parse_remote(settings.url)
     if settings.addressing not in ADDRESSING:
-        raise UsageError(f"--addressing {settings.addressing} can't be used: write one of {', '.join(ADDRESSING)}")
+        raise UsageError(f"addressing {settings.addressing!r} can't be used: write one of {', '.join(ADDRESSING)}")
     if isinstance(location, DirectoryLocation):
         return await trio.to_thread.run_sync(DirectoryStore, location.path)
     # Not a plain import: boto3 costs a mount without S3 20 MB of memory and a command 0.2 s, so only this branch pays.

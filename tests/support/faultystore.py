@@ -144,7 +144,13 @@ class FaultyStore(Forwarding):
             return await effect()
         if not fault.after:
             await self._fail(fault)
-        result = await effect()
+        try:
+            result = await effect()
+        except RemoteError:
+            # A lost answer is lost, also when it was a refusal.
+            if fault.after:
+                await self._fail(fault)
+            raise
         if fault.after:
             await self._fail(fault)
         return result
