@@ -14,6 +14,7 @@ from sessfs.errors import StoreCorrupt
 from sessfs.format.recipe import Recipe
 from sessfs.local.changes import DIRTY, Changes
 from sessfs.local.db import Database, TableName
+from sessfs.local.places import PLACE_TABLES
 from sessfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ SESSIONS = TableName("sessions")
 ORPHANS = TableName("orphans")
 REFS = TableName("refs")
 SUPER = TableName("super")
-META_TABLES = (INODES, DENTRIES, SYMLINKS, XATTRS, RECIPES, SESSIONS, ORPHANS, REFS, SUPER, DIRTY)
+META_TABLES = (INODES, DENTRIES, SYMLINKS, XATTRS, RECIPES, SESSIONS, ORPHANS, REFS, SUPER, DIRTY, *PLACE_TABLES)
 META_MAP_BYTES = 1 << 36
 
 INO = struct.Struct(">Q")

@@ -125,11 +125,9 @@ class FileIO:
         end = offset + len(content)
         self._require_room()
         await self._unshare(inode)
-        while inode.cold:
-            missing = self._hydrate_edges(inode, offset, end)
-            if not missing:
-                break
+        while missing := self._hydrate_edges(inode, offset, end):
             await self._chunks.fetch(missing)
+            await self._unshare(inode)
         self._ensure_hot(inode)
         self._hot.pwrite(inode.ino, inode.hot_no, content, offset)
         if inode.mode & SUID_SGID:
@@ -146,7 +144,7 @@ class FileIO:
 
         Returns the chunks that must be fetched first, having changed nothing; else an empty list.
         """
-        spans = [part for part in split(start, end, inode.cold) if part.inside]
+        spans = [part for part in split(start, end, inode.cold) if part.inside] if inode.cold else []
         if not spans:
             return []
         recipe = self._inodes.load_recipe(inode)
@@ -217,11 +215,9 @@ class FileIO:
             self._clear(inode)
             return
         await self._unshare(inode)
-        while size < inode.size and inode.cold:
-            missing = self._cut_cold(inode, size)
-            if not missing:
-                break
+        while missing := self._cut_cold(inode, size):
             await self._chunks.fetch(missing)
+            await self._unshare(inode)
         self._ensure_hot(inode)
         self._hot.truncate(inode.ino, inode.hot_no, size)
         self._changed(inode, size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -31,7 +31,7 @@ from sessfs.vfs.sealjobs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.hotfiles import HotFiles
@@ -105,6 +105,28 @@ class SealProcessClient:
         if self._process is not None and self._process.stdin is not None:
             await self._process.stdin.aclose()
             await self._process.wait()
+
+
+class FrozenFile(NamedTuple):
+    """A hot file that a snapshot is to be made of, and its number."""
+
+    file: SealFile
+    number: int
+
+
+def _jobs(frozen: Sequence[FrozenFile]) -> Iterator[list[FrozenFile]]:
+    """Groups of files that one request may hold."""
+    job: list[FrozenFile] = []
+    size = 0
+    for item in frozen:
+        length = item.file.spans[-1].end
+        if job and (size + length > JOB_BYTES or len(job) >= JOB_FILES):
+            yield job
+            job, size = [], 0
+        job.append(item)
+        size += length
+    if job:
+        yield job
 
 
 class Sealer:
@@ -183,7 +205,7 @@ class Sealer:
         for inode in empty:
             self._fileio.retire_hot(inode)
             self._inodes.touch(inode)
-        files = [self._describe(inode) for inode in job if inode.size]
+        files = [self.describe(inode) for inode in job if inode.size]
         if not files:
             return
         reply = await self._client.call(SealRequest(files))
@@ -192,7 +214,44 @@ class Sealer:
             self._place(file)
         self._references.note_unused(ChunkId(cid) for cid in reply.added)
 
-    def _describe(self, inode: Inode) -> SealFile:
+    def freeze(self, inodes: Sequence[Inode]) -> list[FrozenFile]:
+        """At a cut: keep the hot files of *inodes* as they are at this instant; hand the answer to `seal_frozen`."""
+        frozen = []
+        for inode in inodes:
+            self._fileio.freeze(inode)
+            frozen.append(FrozenFile(self.describe(inode), inode.hot_no))
+        return frozen
+
+    async def seal_frozen(self, frozen: Sequence[FrozenFile]) -> dict[Ino, Recipe]:
+        """The recipes of frozen files, as they were when they were frozen; they are thawed, and their chunks are pinned
+        for the caller to unpin. A file that has not changed since is sealed by the way. Raises LocalStoreError; then
+        everything is thawed and nothing pinned.
+        """
+        recipes: dict[Ino, Recipe] = {}
+        try:
+            for job in _jobs(frozen):
+                async with self._busy:
+                    reply = await self._client.call(SealRequest([f.file for f in job]))
+                    self._reader.refresh()
+                    for file, item in zip(reply.files, job, strict=True):
+                        if file.recipe is None:
+                            raise LocalStoreError(f"inode {file.ino} could not be sealed for a snapshot: {file.error}")
+                        recipe = recipes[Ino(file.ino)] = Recipe(file.recipe)
+                        self._references.pin(recipe.iter_chunks())
+                        self._place(file)
+                        self._fileio.thaw(item.number)
+                    self._references.note_unused(ChunkId(cid) for cid in reply.added)
+        except BaseException:
+            for recipe in recipes.values():
+                self._references.unpin(recipe.iter_chunks())
+            raise
+        finally:
+            for item in frozen:
+                self._fileio.thaw(item.number)
+        return recipes
+
+    def describe(self, inode: Inode) -> SealFile:
+        """The inode's content at this instant, for the seal process."""
         spans = [
             Span(
                 part.start,

@@ -1,0 +1,163 @@
+"""What the remote has: where each uploaded chunk lies, and which snapshot of each session was published last.
+
+Tables of `meta/`, so they change in the same batches as everything else. Record layouts: docs/format.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from sessfs.errors import StoreCorrupt
+from sessfs.local.db import Database, TableName
+from sessfs.types import CHUNK_ID_BYTES, ChunkId, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+PLACES = TableName("places")
+SEGMENTS = TableName("segments")
+PUBLISHED = TableName("published")
+OUTBOX = TableName("outbox")
+PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX)
+
+PLACE_RECORD = struct.Struct("<III")
+SEGMENT_KEY = struct.Struct(">I")
+SESSION_KEY = struct.Struct(">Q")
+OUTBOX_KEY = b"outbox"
+
+
+class RemotePlace(NamedTuple):
+    """Where a chunk's frame lies: the segment of a node, and the bytes of that object."""
+
+    node: str
+    segment: int
+    offset: int
+    length: int
+
+
+class Published(msgspec.Struct, frozen=True, array_like=True):
+    """The last published snapshot of a session: its manifest lies at (node, segment, offset, length); None where the
+    session is known to be in the remote but was not loaded. *full_bytes* and *delta_bytes* are the sizes of the last
+    full manifest and of the deltas since.
+    """
+
+    name: bytes
+    sequence: int
+    manifest: tuple[str, int, int, int] | None
+    depth: int = 0
+    full_bytes: int = 0
+    delta_bytes: int = 0
+    stub: bool = False
+
+
+class Outbox(msgspec.Struct, frozen=True, array_like=True):
+    """An upload on its way: what becomes true once the node's state names *last_segment*."""
+
+    incarnation: int
+    last_segment: int
+    places: list[tuple[int, int, int, bytes]]
+    """(segment number, offset, length, concatenated ids of the frame's chunks)"""
+    published: list[tuple[int, Published]]
+    """(session inode, what it becomes)"""
+    removed: list[int] = []
+    """Session inodes whose removal is published."""
+
+
+class Places:
+    """The request loop alone."""
+
+    def __init__(self, meta: Database) -> None:
+        self._meta = meta
+        self._numbers: dict[tuple[str, int], int] = {}
+        self._segments: dict[int, tuple[str, int]] = {}
+        for key, value in meta.scan(SEGMENTS):
+            node, number = msgspec.msgpack.decode(value, type=tuple[str, int])
+            self._numbers[node, number] = SEGMENT_KEY.unpack(key)[0]
+            self._segments[SEGMENT_KEY.unpack(key)[0]] = (node, number)
+
+    # -- chunks
+
+    def find(self, cid: ChunkId) -> RemotePlace | None:
+        """Where the chunk's frame lies in the remote, or None when it was not uploaded as far as is known here."""
+        value = self._meta.get(PLACES, cid)
+        if value is None:
+            return None
+        index, offset, length = PLACE_RECORD.unpack(value)
+        segment = self._segments.get(index)
+        if segment is None:
+            raise StoreCorrupt(f"chunk {cid.hex()} lies in segment {index}, which is not recorded")
+        return RemotePlace(*segment, offset, length)
+
+    def has(self, cid: ChunkId) -> bool:
+        """True when the remote has the chunk."""
+        return self._meta.get(PLACES, cid) is not None
+
+    def set(self, node: str, segment: int, offset: int, length: int, ids: Iterable[ChunkId]) -> None:
+        """The frame at that place holds the chunks *ids*."""
+        record = PLACE_RECORD.pack(self._number(node, segment), offset, length)
+        for cid in ids:
+            self._meta.put(PLACES, cid, record)
+
+    def forget(self, ids: Iterable[ChunkId]) -> None:
+        """Nothing here needs the chunks any more."""
+        for cid in ids:
+            self._meta.delete(PLACES, cid)
+
+    def _number(self, node: str, segment: int) -> int:
+        index = self._numbers.get((node, segment))
+        if index is None:
+            index = max(self._segments, default=0) + 1
+            self._numbers[node, segment] = index
+            self._segments[index] = (node, segment)
+            self._meta.put(SEGMENTS, SEGMENT_KEY.pack(index), msgspec.msgpack.encode((node, segment)))
+        return index
+
+    # -- sessions
+
+    def published(self, session: Ino) -> Published | None:
+        """What was last published of the session, None when nothing was."""
+        value = self._meta.get(PUBLISHED, SESSION_KEY.pack(session))
+        return None if value is None else msgspec.msgpack.decode(value, type=Published)
+
+    def set_published(self, session: Ino, published: Published | None) -> None:
+        """Set, or with None forget, what was last published."""
+        if published is None:
+            self._meta.delete(PUBLISHED, SESSION_KEY.pack(session))
+        else:
+            self._meta.put(PUBLISHED, SESSION_KEY.pack(session), msgspec.msgpack.encode(published))
+
+    def iter_published(self) -> Iterator[tuple[Ino, Published]]:
+        """(session, what was last published) of all sessions."""
+        for key, value in self._meta.scan(PUBLISHED):
+            yield Ino(SESSION_KEY.unpack(key)[0]), msgspec.msgpack.decode(value, type=Published)
+
+    # -- the upload on its way
+
+    def outbox(self) -> Outbox | None:
+        """The upload that was on its way when the last daemon ended, if any."""
+        value = self._meta.get(OUTBOX, OUTBOX_KEY)
+        return None if value is None else msgspec.msgpack.decode(value, type=Outbox)
+
+    def set_outbox(self, outbox: Outbox | None) -> None:
+        """Note an upload before it begins, or with None that it is over."""
+        if outbox is None:
+            self._meta.delete(OUTBOX, OUTBOX_KEY)
+        else:
+            self._meta.put(OUTBOX, OUTBOX_KEY, msgspec.msgpack.encode(outbox))
+
+    def adopt(self, node: str, outbox: Outbox) -> None:
+        """The upload is in the remote: its places and snapshots are facts."""
+        for segment, offset, length, ids in outbox.places:
+            self.set(node, segment, offset, length, _split_ids(ids))
+        for session, published in outbox.published:
+            self.set_published(Ino(session), published)
+        for session in outbox.removed:
+            self.set_published(Ino(session), None)
+        self.set_outbox(None)
+
+
+def _split_ids(ids: bytes) -> list[ChunkId]:
+    return [ChunkId(ids[at : at + CHUNK_ID_BYTES]) for at in range(0, len(ids), CHUNK_ID_BYTES)]
