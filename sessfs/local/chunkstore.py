@@ -115,6 +115,16 @@ class ChunkReader:
         verify_chunk(self._key, cid, chunk)
         return chunk
 
+    def find_frame(self, cid: ChunkId) -> tuple[list[ChunkId], bytes] | None:
+        """The ids of all chunks in the frame that holds the chunk, and the frame's record; None when it is not here."""
+        place = find_place(self._db, cid)
+        if place is None:
+            return None
+        record = self._db.get(FRAMES, FRAME_KEY.pack(place.frame))
+        if record is None:
+            raise StoreCorrupt(f"frame {place.frame} is indexed but not stored")
+        return [entry_id for entry_id, _ in decode_frame_record(record)[0]], record
+
     def _load(self, frame: FrameNo) -> bytes:
         record = self._db.get(FRAMES, FRAME_KEY.pack(frame))
         if record is None:

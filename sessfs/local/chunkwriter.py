@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sessfs.format.chunk import FRAME_TARGET_BYTES, FrameCodec, chunk_id
+from sessfs.format.chunk import FRAME_TARGET_BYTES, FrameCodec, chunk_id, verify_chunk
 from sessfs.local.chunkstore import (
     FRAME_KEY,
     FRAMES,
@@ -84,6 +84,30 @@ class ChunkWriter:
         self._uncommitted_bytes += len(record)
         self._open, self._open_ids, self._open_bytes = [], [], 0
         self._pending.clear()
+        if self._uncommitted_bytes >= COMMIT_BYTES:
+            self._write()
+
+    def add_record(self, record: bytes, wanted: set[ChunkId]) -> None:
+        """Keep a frame that was made elsewhere, as it is, for those of its chunks that are *wanted* and not here yet.
+        Raises StoreCorrupt when the record is damaged or a wanted chunk does not match its hash.
+        """
+        self.close_frame()
+        entries, payload = decode_frame_record(record)
+        plain = self._codec.decode(payload)
+        number = FrameNo(self._totals.next_frame)
+        live = offset = 0
+        for cid, length in entries:
+            if cid in wanted and find_place(self._db, cid) is None:
+                verify_chunk(self._key, cid, memoryview(plain)[offset : offset + length])
+                self._db.put(INDEX, cid, PLACE.pack(number, offset, length))
+                live += length
+            offset += length
+        if not live:
+            return
+        self._db.put(FRAMES, FRAME_KEY.pack(number), record)
+        self._db.put(LIVE, FRAME_KEY.pack(number), LIVE_BYTES.pack(live))
+        self._totals = Totals(number + 1, self._totals.stored_bytes + len(record), self._totals.plain_bytes + live)
+        self._uncommitted_bytes += len(record)
         if self._uncommitted_bytes >= COMMIT_BYTES:
             self._write()
 

@@ -6,6 +6,7 @@ which happens before each cut. Record layouts: docs/format.md.
 
 from __future__ import annotations
 
+import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,9 +28,23 @@ XATTRS = TableName("xattrs")
 RECIPES = TableName("recipes")
 SESSIONS = TableName("sessions")
 ORPHANS = TableName("orphans")
+SESSION_NAMES = TableName("session_names")
 REFS = TableName("refs")
 SUPER = TableName("super")
-META_TABLES = (INODES, DENTRIES, SYMLINKS, XATTRS, RECIPES, SESSIONS, ORPHANS, REFS, SUPER, DIRTY, *PLACE_TABLES)
+META_TABLES = (
+    INODES,
+    DENTRIES,
+    SYMLINKS,
+    XATTRS,
+    RECIPES,
+    SESSIONS,
+    ORPHANS,
+    SESSION_NAMES,
+    REFS,
+    SUPER,
+    DIRTY,
+    *PLACE_TABLES,
+)
 META_MAP_BYTES = 1 << 36
 
 INO = struct.Struct(">Q")
@@ -314,15 +329,24 @@ class Inodes:
 
     def set_dentry(self, parent: Ino, name: bytes, inode: Inode) -> None:
         """Make *name* in *parent* stand for *inode*; link counts and times are the caller's."""
-        self._db.put(DENTRIES, INO.pack(parent) + name, DENTRY.pack(inode.ino, inode.mode & 0o170000))
+        kind = stat.S_IFMT(inode.mode)
+        self._db.put(DENTRIES, INO.pack(parent) + name, DENTRY.pack(inode.ino, kind))
+        if parent == ROOT_INO and kind == stat.S_IFDIR:
+            self._db.put(SESSION_NAMES, INO.pack(inode.ino), name)
         if self.changes is not None and inode.path_class <= self.travelling:
             self.changes.note_name(inode.session, parent, name)
 
     def delete_dentry(self, parent: Ino, name: bytes, inode: Inode) -> None:
         """Remove *name*, which stands for *inode*, from *parent*."""
         self._db.delete(DENTRIES, INO.pack(parent) + name)
+        if parent == ROOT_INO and self.find_session_name(inode.ino) == name:
+            self._db.delete(SESSION_NAMES, INO.pack(inode.ino))
         if self.changes is not None and inode.path_class <= self.travelling:
             self.changes.note_name(inode.session, parent, name)
+
+    def find_session_name(self, session: Ino) -> bytes | None:
+        """The name that a top-level directory has, None when it has none."""
+        return self._db.get(SESSION_NAMES, INO.pack(session))
 
     def iter_dentries(self, parent: Ino, after: bytes | None = None) -> Iterator[tuple[bytes, Dentry]]:
         """(name, dentry) of *parent* in order of the names' bytes, those greater than *after*."""

@@ -20,12 +20,14 @@ from sessfs.vfs.ranges import split
 from sessfs.vfs.sealjobs import (
     LENGTH,
     DropRequest,
+    FetchedFrame,
     Hello,
     Reply,
     SealedFile,
     SealFile,
     SealRequest,
     Span,
+    StoreRequest,
     decode_reply,
     encode_message,
 )
@@ -64,7 +66,7 @@ class SealProcessClient:
         assert self._process.stdin is not None
         await self._process.stdin.send_all(encode_message(self._hello))
 
-    async def call(self, request: SealRequest | DropRequest) -> Reply:
+    async def call(self, request: SealRequest | DropRequest | StoreRequest) -> Reply:
         """The answer to *request*. Raises LocalStoreError when the process could not do it, or ended."""
         async with self._lock:
             await self.start()
@@ -283,6 +285,24 @@ class Sealer:
         inode.allocated = recipe.allocated
         self._fileio.retire_hot(inode)
         self._inodes.touch(inode)
+
+    async def store_frames(self, frames: Sequence[tuple[bytes, Sequence[ChunkId]]], damaged: Sequence[ChunkId]) -> None:
+        """Keep frames that were fetched: (frame record, ids of its chunks that are wanted). Chunks in *damaged* are
+        replaced. On return the reader has them. Raises LocalStoreError.
+        """
+        request = StoreRequest(
+            [FetchedFrame(record, [bytes(cid) for cid in ids]) for record, ids in frames],
+            [bytes(cid) for cid in damaged],
+        )
+        async with self._busy:
+            await self._client.call(request)
+            self._reader.refresh()
+
+    async def evict(self, ids: Sequence[ChunkId]) -> None:
+        """Remove chunks that recipes name and the remote has. Raises LocalStoreError."""
+        async with self._busy:
+            await self._client.call(DropRequest([bytes(cid) for cid in ids]))
+            self._reader.refresh()
 
     async def drop_dead(self) -> None:
         """Drop chunks that nothing names any more. Raises LocalStoreError."""

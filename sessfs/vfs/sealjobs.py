@@ -51,6 +51,20 @@ class DropRequest(msgspec.Struct, frozen=True, tag="drop"):
     ids: list[bytes]
 
 
+class FetchedFrame(msgspec.Struct, frozen=True, array_like=True):
+    """A frame record that came from the remote, and which of its chunks are wanted here."""
+
+    record: bytes
+    wanted: list[bytes]
+
+
+class StoreRequest(msgspec.Struct, frozen=True, tag="store"):
+    """Keep these frames as they are. Chunks in *damaged* are replaced, even if they are stored."""
+
+    frames: list[FetchedFrame]
+    damaged: list[bytes] = []
+
+
 class SealedFile(msgspec.Struct, frozen=True):
     """The packed recipe of one file, or why there is none."""
 
@@ -68,7 +82,7 @@ class Reply(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-Request = Hello | SealRequest | DropRequest
+Request = Hello | SealRequest | DropRequest | StoreRequest
 _encoder = msgspec.msgpack.Encoder()
 
 

@@ -24,10 +24,13 @@ from sessfs.vfs.sealjobs import (
     SealedFile,
     SealFile,
     SealRequest,
+    StoreRequest,
     decode_request,
     encode_message,
     read_message,
 )
+
+from sessfs.types import ChunkId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,10 +67,16 @@ class SealProcess:
         self._writer = ChunkWriter(self._db, hello.key, hello.level)
         self._cutter = Cutter()
 
-    def handle(self, request: SealRequest | DropRequest) -> Reply:
+    def handle(self, request: SealRequest | DropRequest | StoreRequest) -> Reply:
         """Do it, and make it durable."""
+        if isinstance(request, StoreRequest):
+            self._writer.drop(ChunkId(cid) for cid in request.damaged)
+            for frame in request.frames:
+                self._writer.add_record(frame.record, {ChunkId(cid) for cid in frame.wanted})
+            self._writer.commit()
+            return Reply()
         if isinstance(request, DropRequest):
-            self._writer.drop(request.ids)  # type: ignore[arg-type]  # bytes on the wire, ChunkId here
+            self._writer.drop(ChunkId(cid) for cid in request.ids)
             self._writer.commit()
             return Reply()
         self._writer.added.clear()

@@ -1,0 +1,321 @@
+"""Write-back: once an interval, every changed session is cut, and what is new goes to the remote in one segment.
+
+The order, in `_publish`, with what a crash after each step leaves:
+
+1. cut, seal          nothing in the remote; the changes are marked in `dirty`, and are published whole next time
+2. segments put       objects that nothing names; their numbers are written again, or collected
+3. outbox committed   as before; the next start asks the node's state whether step 4 happened
+4. state swapped      published: the next start finds the outbox, and adopts it
+5. outbox adopted     the places of chunks and the snapshots are known here, too
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from sessfs.errors import SessfsError, StoreCorrupt
+from sessfs.format.manifest import FramePlace, Manifest, ManifestRef, SegmentRef
+from sessfs.format.segment import SegmentBuilder, segment_key
+from sessfs.local.places import Outbox, Published
+from sessfs.sync.snapshot import Draft, cut, release
+from sessfs.types import ROOT_INO, ChunkId, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from sessfs.format.envelope import Envelope
+    from sessfs.local.changes import Changes
+    from sessfs.local.chunkstore import ChunkReader, References
+    from sessfs.local.inodes import Inodes
+    from sessfs.local.places import Places
+    from sessfs.remote.objectstore import ObjectStore
+    from sessfs.sync.snapshot import Freezer
+
+log = logging.getLogger(__name__)
+SEGMENT_BYTES = 32 << 20
+DOT_SESSION = b"."
+POLL_S = 0.25
+RETRY_S = 5.0
+
+
+class Publisher(Protocol):
+    """The node's identity in the remote: gives segment numbers, and makes segments count."""
+
+    @property
+    def name(self) -> str:
+        """The node's name in the remote."""
+
+    @property
+    def incarnation(self) -> int:
+        """The count of its starts."""
+
+    @property
+    def last_segment(self) -> int:
+        """The last segment that counts."""
+
+    async def announce(self, name: bytes) -> None:
+        """Make the object of a session that was never published before; fine when it is there."""
+
+    async def publish(self, last_segment: int, entries: Sequence[tuple[bytes, ManifestRef | None, int]]) -> None:
+        """Segments up to *last_segment* count from here on, and *entries* (session, manifest or None when removed,
+        sequence) are the latest of their sessions. Raises Fenced.
+        """
+
+
+class Writeback:
+    """The loop that publishes, and `sync`, which does so at once."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        envelope: Envelope,
+        publisher: Publisher,
+        inodes: Inodes,
+        changes: Changes,
+        references: References,
+        reader: ChunkReader,
+        places: Places,
+        freezer: Freezer,
+        *,
+        flush_kernel: Callable[[], Awaitable[None]],
+        commit: Callable[[], Awaitable[None]],
+        clock_ns: Callable[[], int],
+        interval_s: float,
+        crash_point: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        self._store = store
+        self._envelope = envelope
+        self._publisher = publisher
+        self._inodes = inodes
+        self._changes = changes
+        self._references = references
+        self._reader = reader
+        self._places = places
+        self._freezer = freezer
+        self._flush_kernel = flush_kernel
+        self._commit = commit
+        self._clock_ns = clock_ns
+        self._interval_s = interval_s
+        self._crash_point = crash_point
+        self._busy = trio.Lock()
+        self._in_flight: dict[Ino, Draft] = {}
+        self.failed: str | None = None
+        """Why the last publishing failed, None once one succeeds again."""
+        self.n_published = 0
+
+    # -- the loop
+
+    async def run(self) -> None:
+        """Publish for ever; started once, in the daemon's nursery."""
+        while True:
+            await trio.sleep(POLL_S)
+            oldest_ns = min((c.since_ns for c in self._changes.sessions.values()), default=None)
+            if oldest_ns is None or self._clock_ns() - oldest_ns < self._interval_s * 1e9:
+                continue
+            try:
+                await self.publish()
+            except SessfsError as exc:
+                if self.failed is None:
+                    log.error("write-back failed, will be tried again: %s", exc)
+                self.failed = str(exc)
+                await trio.sleep(RETRY_S)
+
+    async def publish(self) -> None:
+        """Return once every change acknowledged before the call is in the remote. Raises RemoteError or
+        LocalStoreError; then all changes are still here and pending.
+        """
+        async with self._busy:
+            await self._flush_kernel()
+            drafts, removed = self._cut_all()
+            if not drafts and not removed:
+                return
+            try:
+                await self._seal(drafts)
+                await self._publish(drafts, removed)
+            except BaseException:
+                for draft in drafts:
+                    self._changes.restore(draft.session, draft.changes)
+                for session in removed:
+                    self._changes.note_whole(session)
+                raise
+            finally:
+                self._in_flight = {}
+                release(self._references, drafts)
+            for draft in drafts:
+                self._changes.settle(draft.session)
+            for session in removed:
+                self._changes.forget(session)
+            self.failed = None
+            self.n_published += 1
+
+    # -- cutting
+
+    def _cut_all(self) -> tuple[list[Draft], dict[Ino, bytes]]:
+        """A draft of every changed session, and the sessions that were published and are gone, with their names."""
+        drafts: list[Draft] = []
+        removed: dict[Ino, bytes] = {}
+        for session in list(self._changes.sessions):
+            changes = self._changes.take(session)
+            name = DOT_SESSION if session == ROOT_INO else self._inodes.find_session_name(session)
+            published = self._places.published(session)
+            if name is not None:
+                draft = Draft(session, name, changes, published)
+                cut(self._inodes, self._references, draft)
+                draft.frozen = self._freezer.freeze(draft.hot)
+                drafts.append(draft)
+            elif published is not None:
+                removed[session] = published.name
+            else:
+                self._changes.forget(session)
+        self._in_flight = {draft.session: draft for draft in drafts}
+        return drafts, removed
+
+    async def _seal(self, drafts: list[Draft]) -> None:
+        for draft in drafts:
+            draft.fill(await self._freezer.seal_frozen(draft.frozen))
+
+    # -- publishing
+
+    async def _publish(self, drafts: list[Draft], removed: dict[Ino, bytes]) -> None:
+        self._crash_point("cut")
+        upload = _Upload(self._store, self._envelope, self._publisher)
+        for draft in drafts:
+            await self._add_frames(upload, draft)
+        published = [(int(draft.session), await self._add_manifest(upload, draft)) for draft in drafts]
+        gone = self._gone_names(drafts, removed)
+        for name in gone:
+            upload.builder.add_removed(name)
+        await upload.close(self._clock_ns())
+        self._crash_point("segments")
+        outbox = Outbox(
+            self._publisher.incarnation, upload.last_segment, upload.places, published, [int(ino) for ino in removed]
+        )
+        self._places.set_outbox(outbox)
+        await self._commit()
+        self._crash_point("outbox")
+        for draft in drafts:
+            if draft.published is None:
+                await self._publisher.announce(draft.name)
+        entries: list[tuple[bytes, ManifestRef | None, int]] = [
+            (p.name, ManifestRef(*p.manifest), p.sequence) for _, p in published if p.manifest is not None
+        ]
+        entries += [(name, None, 0) for name in gone]
+        await self._publisher.publish(upload.last_segment, entries)
+        self._crash_point("state")
+        self._places.adopt(self._publisher.name, outbox)
+
+    def _gone_names(self, drafts: list[Draft], removed: dict[Ino, bytes]) -> list[bytes]:
+        """Names that stand for no session any more: of removed sessions, and the old ones of renamed sessions."""
+        old = set(removed.values())
+        old |= {d.published.name for d in drafts if d.published is not None and d.published.name != d.name}
+        return sorted(name for name in old if self._inodes.find_dentry(ROOT_INO, name) is None)
+
+    async def _add_frames(self, upload: _Upload, draft: Draft) -> None:
+        for cid in draft.iter_chunks():
+            if self._places.has(cid) or cid in upload.placed:
+                continue
+            frame = self._reader.find_frame(cid)
+            if frame is None:
+                raise StoreCorrupt(
+                    f"session {draft.name.decode(errors='replace')}: chunk {cid.hex()} is neither here nor uploaded"
+                )
+            ids, record = frame
+            await upload.make_room(len(record), self._clock_ns())
+            upload.add_frame(record, [c for c in ids if not self._places.has(c)])
+            await trio.lowlevel.checkpoint()
+
+    async def _add_manifest(self, upload: _Upload, draft: Draft) -> Published:
+        before = draft.published
+        base = None if draft.is_full or before is None or before.manifest is None else ManifestRef(*before.manifest)
+        segments, frames = self._frame_places(upload, draft)
+        manifest = Manifest(
+            version=1,
+            session=draft.name,
+            sequence=before.sequence + 1 if before is not None else 1,
+            base=base,
+            depth=0 if base is None or before is None else before.depth + 1,
+            taken_ns=self._clock_ns(),
+            root=int(draft.session),
+            nodes=draft.nodes,
+            names=draft.names,
+            gone_nodes=draft.gone_nodes,
+            gone_names=draft.gone_names,
+            segments=segments,
+            frames=frames,
+            startup=b"",
+        )
+        await upload.make_room(0, self._clock_ns())
+        ref = upload.builder.add_manifest(manifest)
+        return Published(
+            name=draft.name,
+            sequence=manifest.sequence,
+            manifest=(ref.node, ref.segment, ref.offset, ref.length),
+            depth=manifest.depth,
+            full_bytes=ref.length if base is None or before is None else before.full_bytes,
+            delta_bytes=0 if base is None or before is None else before.delta_bytes + ref.length,
+        )
+
+    def _frame_places(self, upload: _Upload, draft: Draft) -> tuple[list[SegmentRef], list[FramePlace]]:
+        """The segments and frames that hold the draft's chunks, chunks of one frame together."""
+        frames: dict[tuple[str, int, int, int], list[ChunkId]] = {}
+        for cid in draft.iter_chunks():
+            place = upload.placed.get(cid)
+            if place is None:
+                known = self._places.find(cid)
+                if known is None:
+                    raise StoreCorrupt(f"chunk {cid.hex()} has no place in the remote")
+                place = (known.node, known.segment, known.offset, known.length)
+            frames.setdefault(place, []).append(cid)
+        segments = sorted({(node, number) for node, number, _, _ in frames})
+        index = {segment: i for i, segment in enumerate(segments)}
+        return [SegmentRef(*s) for s in segments], [
+            FramePlace(index[node, number], offset, length, b"".join(ids))
+            for (node, number, offset, length), ids in frames.items()
+        ]
+
+    # -- measures
+
+    def at_risk(self, session: Ino) -> int | None:
+        """Since when (ns since 1970) the session has changes that the remote lacks; None when it has none."""
+        times = [c.since_ns for c in (self._changes.sessions.get(session),) if c is not None]
+        if session in self._in_flight:
+            times.append(self._in_flight[session].changes.since_ns)
+        return min(times, default=None)
+
+
+class _Upload:
+    """The segments of one publishing: filled one after another, each put when it is full."""
+
+    def __init__(self, store: ObjectStore, envelope: Envelope, publisher: Publisher) -> None:
+        self._store = store
+        self._envelope = envelope
+        self._publisher = publisher
+        self.last_segment = publisher.last_segment
+        self.placed: dict[ChunkId, tuple[str, int, int, int]] = {}
+        self.places: list[tuple[int, int, int, bytes]] = []
+        self.builder = self._next()
+
+    def _next(self) -> SegmentBuilder:
+        self.last_segment += 1
+        return SegmentBuilder(self._publisher.name, self.last_segment, self._publisher.incarnation, self._envelope)
+
+    async def make_room(self, length: int, now_ns: int) -> None:
+        """Put the segment, and begin another, when *length* more bytes would be too many."""
+        if self.builder.size_bytes + length > SEGMENT_BYTES:
+            await self.close(now_ns)
+            self.builder = self._next()
+
+    def add_frame(self, record: bytes, ids: list[ChunkId]) -> None:
+        """Add a frame; *ids* are those of its chunks that had no place before."""
+        offset, length = self.builder.add_frame(record)
+        self.places.append((self.last_segment, offset, length, b"".join(ids)))
+        for cid in ids:
+            self.placed[cid] = (self._publisher.name, self.last_segment, offset, length)
+
+    async def close(self, now_ns: int) -> None:
+        """Put the segment being filled."""
+        body = self.builder.finish(now_ns)
+        await self._store.put(segment_key(self._publisher.name, self.last_segment), body)
