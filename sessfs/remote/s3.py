@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import calendar
 import hashlib
+import os
 import re
 import time
 from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
 import boto3
@@ -126,13 +127,20 @@ def make_client(settings: S3Settings, offset: ClockOffset) -> Any:
     def before_sign(request: Any, operation_name: str, **_: Any) -> None:
         if operation_name == "DeleteObjects":
             _use_content_md5(request)
-        if operation_name == "PutObject" and request.data.getbuffer().nbytes < EXPECT_BYTES:
+        if operation_name == "PutObject" and _size(request.data) < EXPECT_BYTES:
             del request.headers["Expect"]
         if offset.seconds:
             request.context = _ShiftedContext(request.context, offset.seconds)
 
     client.meta.events.register("before-sign.s3", before_sign)
     return client
+
+
+def _size(body: BinaryIO) -> int:
+    """Bytes in a seekable body that stands at its start. (BytesIO.getbuffer would copy all of them.)"""
+    size = body.seek(0, os.SEEK_END)
+    body.seek(0)
+    return size
 
 
 def _addressing(settings: S3Settings, endpoint_url: str | None) -> str:

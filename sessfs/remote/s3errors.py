@@ -11,6 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from botocore import exceptions as boto
+from botocore.discovery import EndpointDiscoveryException
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError
 
@@ -113,6 +114,7 @@ _SETTINGS: dict[type[Exception], type[RemoteError]] = {
     kind: RemoteUnsuitable
     for kind in (
         ValueError,
+        EndpointDiscoveryException,
         boto.ApiVersionNotFoundError,
         boto.AwsChunkedWrapperError,
         boto.BaseEndpointResolverError,

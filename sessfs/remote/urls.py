@@ -61,7 +61,7 @@ def parse_remote(url: str) -> S3Location | DirectoryLocation:
     """What *url* names. Raises UsageError, which says what is wrong with it."""
     parts = urlsplit(url)
     if parts.scheme == "s3" and not (parts.query or parts.fragment or "@" in parts.netloc or ":" in parts.netloc):
-        prefix = parts.path.strip("/")
+        prefix = parts.path.removeprefix("/").removesuffix("/")
         if len(parts.netloc) < 3:
             raise UsageError(f"--remote {url} names no bucket (at least 3 characters): write s3://BUCKET/PREFIX")
         if any(part in ("", ".", "..") for part in prefix.split("/")) and prefix:
