@@ -61,7 +61,6 @@ missing() {
         have zstd || echo zstd
         have git || echo git
         have rsync || echo rsync
-        have sqlite3 || echo sqlite
     fi
 }
 
@@ -78,7 +77,6 @@ package_names() {
             debian:pkgconfig) echo pkg-config ;;
             debian:fusedev) echo libfuse3-dev ;;
             debian:node) echo nodejs ;;
-            debian:sqlite) echo sqlite3 ;;
             fedora:python | fedora:venv) echo python3 ;;
             fedora:headers) echo python3-devel ;;
             fedora:compiler) echo gcc glibc-devel ;;
@@ -96,7 +94,6 @@ package_names() {
             suse:pkgconfig) echo pkg-config ;;
             suse:fusedev) echo fuse3-devel ;;
             suse:node) echo nodejs ;;
-            suse:sqlite) echo sqlite3 ;;
             alpine:python | alpine:venv) echo python3 ;;
             alpine:headers) echo python3-dev ;;
             alpine:compiler) echo gcc musl-dev ;;
