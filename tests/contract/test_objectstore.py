@@ -349,7 +349,7 @@ async def test_probe_finds_ignored_conditions(request: pytest.FixtureRequest) ->
         assert await remote.store.list_page("") == []
 
 
-@pytest.mark.parametrize("conditions", ["ignored", "refused"])
+@pytest.mark.parametrize("conditions", ["ignored", "refused", "kept if there"])
 async def test_probe_finds_stores_without_conditions(conditions: str) -> None:
     memory = MemoryStore(conditions)
     assert (await probe(memory)).conditional_writes is False

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 
 class MemoryStore(ObjectStore):
-    """*conditions*: "kept"; "ignored", as rclone does: overwrite in silence; "refused", as Backblaze B2 does: 501.
+    """*conditions*: "kept"; "ignored", as rclone does: overwrite in silence; "refused", as Backblaze B2 does: 501;
+    "kept if there", as MinIO did until August 2025: If-Match on an absent key writes.
 
     `objects` (key to bytes) is the content, for tests to look at and to damage.
     """
@@ -63,7 +64,8 @@ class MemoryStore(ObjectStore):
             if self._conditions == "refused":
                 raise RemoteUnsuitable("501 NotImplemented")
             current = self.etag(key) if key in self.objects else None
-            if self._conditions == "kept" and current != etag:
+            checked = self._conditions == "kept" or (self._conditions == "kept if there" and current is not None)
+            if checked and current != etag:
                 raise RemoteConflict(f"{key} has etag {current}, not {etag}")
             return self._put(key, body)
 
