@@ -94,6 +94,7 @@ class DirectoryStore(ObjectStore):
             self._drop_abandoned()
 
     async def get(self, key: str, start: int | None = None, length: int | None = None) -> Blob:
+        """As ObjectStore; reads the one file."""
         check_range(start, length)
         with self._meter.request("get"):
             blob = await self._run("get", key, lambda: self._get(key, start or 0, length))
@@ -101,12 +102,15 @@ class DirectoryStore(ObjectStore):
         return blob
 
     async def put(self, key: str, body: bytes) -> str:
+        """As ObjectStore; on return the file and its directory entry are on the disk."""
         with self._meter.request("put"):
             etag = await self._run("put", key, lambda: self._put(key, body, lambda current: None))
         self._meter.sent(len(body))
         return etag
 
     async def put_if(self, key: str, body: bytes, etag: str | None) -> str:
+        """As ObjectStore; compared and replaced under the store's lock."""
+
         def check(current: str | None) -> None:
             if current != etag:
                 raise RemoteConflict(
@@ -121,18 +125,21 @@ class DirectoryStore(ObjectStore):
         return new
 
     async def list_page(self, prefix: str, start_after: str = "", limit: int = LIST_PAGE) -> list[Entry]:
+        """As ObjectStore; reads the directories that can hold such keys, sorted one by one."""
         if limit < 1:
             raise ValueError(f"a page of {limit} entries can't be asked for")
         with self._meter.request("list"):
             return await self._run("list", prefix, lambda: self._list(prefix.encode(), start_after.encode(), limit))
 
     async def delete(self, keys: Sequence[str]) -> None:
+        """As ObjectStore; also removes directories that become empty."""
         for key in keys:
             check_key(key)
         with self._meter.request("delete"):
             await self._run("delete", keys[0] if keys else "", lambda: self._delete(keys))
 
     def capabilities(self) -> Capabilities:
+        """What a directory is, without trying."""
         return Capabilities(
             endpoint="directory",
             location=f"file://{self._name}",
@@ -143,9 +150,11 @@ class DirectoryStore(ObjectStore):
         )
 
     def statistics(self) -> StoreStatistics:
+        """Counts since it was opened."""
         return self._meter.statistics()
 
     async def aclose(self) -> None:
+        """Nothing is held open."""
         await trio.lowlevel.checkpoint()
 
     async def _run(self, op: str, key: str, work: Callable[[], T]) -> T:

@@ -213,27 +213,35 @@ class Forwarding(ObjectStore):
         self._inner = inner
 
     async def get(self, key: str, start: int | None = None, length: int | None = None) -> Blob:
+        """Pass on."""
         return await self._inner.get(key, start, length)
 
     async def put(self, key: str, body: bytes) -> str:
+        """Pass on."""
         return await self._inner.put(key, body)
 
     async def put_if(self, key: str, body: bytes, etag: str | None) -> str:
+        """Pass on."""
         return await self._inner.put_if(key, body, etag)
 
     async def list_page(self, prefix: str, start_after: str = "", limit: int = LIST_PAGE) -> list[Entry]:
+        """Pass on."""
         return await self._inner.list_page(prefix, start_after, limit)
 
     async def delete(self, keys: Sequence[str]) -> None:
+        """Pass on."""
         await self._inner.delete(keys)
 
     def capabilities(self) -> Capabilities:
+        """Pass on."""
         return self._inner.capabilities()
 
     def statistics(self) -> StoreStatistics:
+        """Pass on."""
         return self._inner.statistics()
 
     async def aclose(self) -> None:
+        """Pass on."""
         await self._inner.aclose()
 
 
@@ -285,24 +293,29 @@ class Limited(Forwarding):
         self._clock = clock
 
     async def get(self, key: str, start: int | None = None, length: int | None = None) -> Blob:
+        """As ObjectStore, once there is room among all requests."""
         async with self._requests:
             return await self._inner.get(key, start, length)
 
     async def put(self, key: str, body: bytes) -> str:
+        """As ObjectStore, once there is room among the uploads and the rate allows it."""
         async with self._uploads:
             await trio.sleep(max(0.0, self._rate.charge(len(body)) - self._clock()))
             async with self._requests:
                 return await self._inner.put(key, body)
 
     async def put_if(self, key: str, body: bytes, etag: str | None) -> str:
+        """As ObjectStore, once there is room among all requests, whatever the rate."""
         self._rate.charge(len(body))
         async with self._requests:
             return await self._inner.put_if(key, body, etag)
 
     async def list_page(self, prefix: str, start_after: str = "", limit: int = LIST_PAGE) -> list[Entry]:
+        """As ObjectStore, once there is room among all requests."""
         async with self._requests:
             return await self._inner.list_page(prefix, start_after, limit)
 
     async def delete(self, keys: Sequence[str]) -> None:
+        """As ObjectStore, once there is room among all requests."""
         async with self._requests:
             await self._inner.delete(keys)

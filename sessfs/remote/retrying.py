@@ -153,12 +153,15 @@ class Retrying(Forwarding):
         )
 
     async def get(self, key: str, start: int | None = None, length: int | None = None) -> Blob:
+        """As ObjectStore, until answered."""
         return await self._persist(lambda: self._inner.get(key, start, length))
 
     async def put(self, key: str, body: bytes) -> str:
+        """As ObjectStore, until answered."""
         return await self._persist(lambda: self._inner.put(key, body))
 
     async def put_if(self, key: str, body: bytes, etag: str | None) -> str:
+        """As ObjectStore, until answered; recognises its own write behind a lost answer."""
         unanswered = False
 
         async def attempt() -> str:
@@ -177,12 +180,15 @@ class Retrying(Forwarding):
             return await self._own_write(key, body, conflict)
 
     async def list_page(self, prefix: str, start_after: str = "", limit: int = LIST_PAGE) -> list[Entry]:
+        """As ObjectStore, until answered."""
         return await self._persist(lambda: self._inner.list_page(prefix, start_after, limit))
 
     async def delete(self, keys: Sequence[str]) -> None:
+        """As ObjectStore, until answered."""
         await self._persist(lambda: self._inner.delete(keys))
 
     def statistics(self) -> StoreStatistics:
+        """The inner store's counts, and the retries made here."""
         return replace(self._inner.statistics(), retries=self._shared.retries)
 
     async def _own_write(self, key: str, body: bytes, conflict: RemoteConflict) -> str:

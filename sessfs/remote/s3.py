@@ -239,6 +239,7 @@ class S3Store(ObjectStore):
         self._delete_batch: bool | None = None
 
     async def get(self, key: str, start: int | None = None, length: int | None = None) -> Blob:
+        """As ObjectStore, by one GetObject."""
         check_range(start, length)
         first = start or 0
         arguments = self._object(key)
@@ -258,13 +259,16 @@ class S3Store(ObjectStore):
         return Blob(body, self._etag(answer, "get", key))
 
     async def put(self, key: str, body: bytes) -> str:
+        """As ObjectStore, by one PutObject."""
         return await self._put("put", key, body, {})
 
     async def put_if(self, key: str, body: bytes, etag: str | None) -> str:
+        """As ObjectStore, by one PutObject with If-None-Match or If-Match."""
         condition = {"IfNoneMatch": "*"} if etag is None else {"IfMatch": f'"{etag}"'}
         return await self._put("put_if", key, body, condition)
 
     async def list_page(self, prefix: str, start_after: str = "", limit: int = LIST_PAGE) -> list[Entry]:
+        """As ObjectStore, by one ListObjectsV2 unless the store gives fewer than asked for."""
         if limit < 1:
             raise ValueError(f"a page of {limit} entries can't be asked for")
         found: list[Entry] = []
@@ -274,6 +278,7 @@ class S3Store(ObjectStore):
         return found
 
     async def delete(self, keys: Sequence[str]) -> None:
+        """As ObjectStore, by DeleteObjects for each thousand keys, or singly where that is refused."""
         for key in keys:
             check_key(key)
         for first in range(0, len(keys), LIST_PAGE):
@@ -291,6 +296,7 @@ class S3Store(ObjectStore):
                 self._delete_batch = True
 
     def capabilities(self) -> Capabilities:
+        """What the client knows, and whether a batch was deleted so far."""
         addressing = self._client.meta.config.s3["addressing_style"]
         return Capabilities(
             endpoint=endpoint_name(self._client.meta.endpoint_url),
@@ -302,9 +308,11 @@ class S3Store(ObjectStore):
         )
 
     def statistics(self) -> StoreStatistics:
+        """Counts since it was opened; each request of a deletion by single keys counts."""
         return self._meter.statistics()
 
     async def aclose(self) -> None:
+        """Close idle connections; those in use close when their request is over."""
         self._client.close()
         await trio.lowlevel.checkpoint()
 
