@@ -74,8 +74,8 @@ class Inode:
     *cold* are the ranges [start, end) of the content that are still only in the recipe's chunks, in order, disjoint,
     on extent boundaries; everything else below *size* is in the hot file number *hot_no* (0: there is none).
     *version* grows with each change of content: a seal of an older version is not used. *unsynced* is true while the
-    hot file holds bytes that were not flushed to the disk; *ordered* while a commit must flush them first. *changed_s* is
-    the monotonic time of the last change to the hot file.
+    hot file holds bytes that were not flushed to the disk; *ordered* while a commit must flush them first. *changed_s*
+    is the monotonic time of the last change to the hot file.
     """
 
     __slots__ = (

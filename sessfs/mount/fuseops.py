@@ -65,6 +65,8 @@ class SessionOperations(Operations):
         super().__init__()
         self._inodes = volume.inodes
         self._names = volume.namespace
+        self._renames = volume.renames
+        self._xattrs = volume.xattrs
         self._fileio = volume.fileio
         self._committer = volume.committer
         self._space = volume.space
@@ -177,7 +179,7 @@ class SessionOperations(Operations):
         ctx: RequestContext,
     ) -> None:
         """Rename; the data of a file that takes another's name is flushed before the next commit."""
-        moved = self._names.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
+        moved = self._renames.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
         if moved is not None:
             self._fileio.order(moved)
 
@@ -222,22 +224,22 @@ class SessionOperations(Operations):
     @handler
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         """Set an xattr."""
-        self._names.set_xattr(Ino(inode), name, value)
+        self._xattrs.set(Ino(inode), name, value)
 
     @handler
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """An xattr's value."""
-        return self._names.get_xattr(Ino(inode), name)
+        return self._xattrs.get(Ino(inode), name)
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
         """Names of the xattrs."""
-        return self._names.list_xattrs(Ino(inode))
+        return self._xattrs.names(Ino(inode))
 
     @handler
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Remove an xattr."""
-        self._names.remove_xattr(Ino(inode), name)
+        self._xattrs.remove(Ino(inode), name)
 
     @handler
     async def statfs(self, ctx: RequestContext) -> StatvfsData:

@@ -99,7 +99,7 @@ class Committer:
         names = self._hot.take_name_sync() if fds else None
         if names is not None:
             fds.append(names)
-        retired = self._fileio.take_retired()
+        retired = self._fileio.retirement.take()
         self._inodes.encode_dirty()
         self._references.cut()
         batch = self._meta.cut()
@@ -119,7 +119,7 @@ class Committer:
                     self._hot.delete(ino, number)
             else:
                 self._fileio.restore_ordered(ordered)
-                self._fileio.restore_retired(retired)
+                self._fileio.retirement.restore(retired)
 
     @property
     def is_dirty(self) -> bool:

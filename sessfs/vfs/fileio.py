@@ -11,10 +11,9 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Protocol
 
-import trio
-
 from sessfs.errors import StoreCorrupt, StoreFull
 from sessfs.vfs.ranges import split, subtract, total
+from sessfs.vfs.retirement import Retirement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -59,12 +58,11 @@ class FileIO:
         self._references = references
         self._clock_ns = clock_ns
         self._ordered: dict[Ino, Inode] = {}
-        self._retired: list[tuple[Ino, int]] = []
         self.full_reason: str | None = None
         """When set, writes that need room answer ENOSPC with this text."""
         self.hot_inodes: dict[Ino, Inode] = {}
         """Every inode that has a hot file, in the order of its last change."""
-        self._frozen: dict[int, trio.Event] = {}
+        self.retirement = Retirement()
 
     # -- reading
 
@@ -251,21 +249,11 @@ class FileIO:
 
     def retire_hot(self, inode: Inode) -> None:
         """The inode no longer needs its hot file; the file goes when the next batch is durable."""
-        self._retired.append((inode.ino, inode.hot_no))
+        self.retirement.retire(inode.ino, inode.hot_no)
         inode.hot_no = 0
         inode.unsynced = inode.ordered = False
         self._ordered.pop(inode.ino, None)
         self.hot_inodes.pop(inode.ino, None)
-
-    def take_retired(self) -> list[tuple[Ino, int]]:
-        """At a cut: the hot files to delete once the batch is durable; not those that a snapshot still reads."""
-        retired = [item for item in self._retired if item[1] not in self._frozen]
-        self._retired = [item for item in self._retired if item[1] in self._frozen]
-        return retired
-
-    def restore_retired(self, retired: list[tuple[Ino, int]]) -> None:
-        """The batch did not become durable."""
-        self._retired.extend(retired)
 
     # -- durability
 
@@ -294,25 +282,19 @@ class FileIO:
     # -- snapshots
 
     def freeze(self, inode: Inode) -> None:
-        """From now until `thaw` the inode's hot file keeps its bytes: a write first gives the inode a copy of its own,
-        or waits for `thaw` where copying would take longer.
+        """From now until it is thawed the inode's hot file keeps its bytes: a write first gives the inode a copy of its
+        own, or waits where copying would take longer.
         """
-        self._frozen[inode.hot_no] = trio.Event()
-
-    def thaw(self, number: int) -> None:
-        """The hot file of that number has been read; fine when it is not frozen."""
-        event = self._frozen.pop(number, None)
-        if event is not None:
-            event.set()
+        self.retirement.freeze(inode.hot_no)
 
     async def _unshare(self, inode: Inode) -> None:
-        while inode.hot_no in self._frozen:
+        while self.retirement.is_frozen(inode.hot_no):
             if self._hot.allocated_bytes(inode.ino, inode.hot_no) > COPY_MAX_BYTES:
-                await self._frozen[inode.hot_no].wait()
+                await self.retirement.wait_thawed(inode.hot_no)
                 continue
             number = self._inodes.allocate_number()
             self._hot.copy(inode.ino, inode.hot_no, number)
-            self._retired.append((inode.ino, inode.hot_no))
+            self.retirement.retire(inode.ino, inode.hot_no)
             inode.hot_no = number
             # The copy stands in for bytes that may be durable in the original.
             inode.unsynced = True

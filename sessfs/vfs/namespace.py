@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 
     from sessfs.local.inodes import Dentry, Inodes
 
-RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
 NAME_MAX_BYTES = 255
 LINK_MAX = 65_000
-XATTR_VALUE_MAX_BYTES = 65_536
-DOT_SESSION = b"."
 
 
 class Owner(NamedTuple):
@@ -116,7 +112,7 @@ class Namespace:
         inode = self._inodes.create(mode, owner.uid, gid, now)
         inode.rdev = rdev
         inode.path_class = classify(name, directory.path_class)
-        inode.session = self._session_in(directory, inode)
+        inode.session = self.session_in(directory, inode)
         inode.parent = parent
         inode.nlink = 1
         if stat.S_ISDIR(mode):
@@ -127,7 +123,7 @@ class Namespace:
         if parent == ROOT_INO and stat.S_ISDIR(mode):
             self._inodes.account(inode.session, 0, 0, now)
         self._inodes.set_dentry(parent, name, inode)
-        self._stamp(directory, now)
+        self.stamp(directory, now)
         return inode
 
     def make_symlink(self, parent: Ino, name: bytes, target: bytes, owner: Owner) -> Inode:
@@ -144,7 +140,7 @@ class Namespace:
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EPERM, "a directory can't have a second name")
         directory = self._directory_for_new(parent, name)
-        if inode.session != self._session_in(directory, inode):
+        if inode.session != self.session_in(directory, inode):
             raise PosixError(errno.EXDEV, "hard links between sessions are not possible")
         if inode.nlink >= LINK_MAX:
             raise PosixError(errno.EMLINK)
@@ -155,17 +151,18 @@ class Namespace:
         inode.ctime_ns = now
         self._inodes.touch(inode)
         self._inodes.set_dentry(parent, name, inode)
-        self._stamp(directory, now)
+        self.stamp(directory, now)
         self._inodes.account(inode.session, 0, 0, now)
         return inode
 
-    def _session_in(self, directory: Inode, inode: Inode) -> Ino:
+    def session_in(self, directory: Inode, inode: Inode) -> Ino:
         """The session that *inode* belongs to if it has a name in *directory*."""
         if directory.ino != ROOT_INO:
             return directory.session
         return inode.ino if stat.S_ISDIR(inode.mode) else ROOT_INO
 
-    def _stamp(self, directory: Inode, now: int) -> None:
+    def stamp(self, directory: Inode, now: int) -> None:
+        """The directory's entries changed at *now* (ns)."""
         directory.mtime_ns = directory.ctime_ns = now
         self._inodes.touch(directory)
 
@@ -173,19 +170,19 @@ class Namespace:
 
     def unlink(self, parent: Ino, name: bytes) -> None:
         """Remove a name of anything but a directory (EISDIR); the inode stays while it has names or users."""
-        inode = self._existing(parent, name)
+        inode = self.existing(parent, name)
         if stat.S_ISDIR(inode.mode):
             raise PosixError(errno.EISDIR)
         now = self._clock_ns()
         self._inodes.delete_dentry(parent, name, inode)
-        self._stamp(self.get(parent), now)
-        self._drop_link(inode, now)
+        self.stamp(self.get(parent), now)
+        self.drop_link(inode, now)
 
     def rmdir(self, parent: Ino, name: bytes) -> None:
         """Remove an empty directory. ENOTDIR, ENOTEMPTY, EINVAL for '.', ENOTEMPTY for '..'."""
         if name in (b".", b".."):
             raise PosixError(errno.EINVAL if name == b"." else errno.ENOTEMPTY)
-        inode = self._existing(parent, name)
+        inode = self.existing(parent, name)
         if not stat.S_ISDIR(inode.mode):
             raise PosixError(errno.ENOTDIR)
         if self._inodes.has_entries(inode.ino):
@@ -194,16 +191,18 @@ class Namespace:
         directory = self.get(parent)
         self._inodes.delete_dentry(parent, name, inode)
         directory.nlink -= 1
-        self._stamp(directory, now)
-        self._drop_directory(inode, now)
+        self.stamp(directory, now)
+        self.drop_directory(inode, now)
 
-    def _existing(self, parent: Ino, name: bytes) -> Inode:
+    def existing(self, parent: Ino, name: bytes) -> Inode:
+        """The inode that *name* stands for; ENOENT when there is none."""
         inode = self.lookup(parent, name)
         if inode is None:
             raise PosixError(errno.ENOENT)
         return inode
 
-    def _drop_link(self, inode: Inode, now: int) -> None:
+    def drop_link(self, inode: Inode, now: int) -> None:
+        """A name of the inode, no directory, is gone: with the last, and without users, so is the inode."""
         inode.nlink -= 1
         inode.ctime_ns = now
         self._inodes.touch(inode)
@@ -213,7 +212,8 @@ class Namespace:
         else:
             self._inodes.account(inode.session, 0, 0, now)
 
-    def _drop_directory(self, inode: Inode, now: int) -> None:
+    def drop_directory(self, inode: Inode, now: int) -> None:
+        """The name of the empty directory is gone, and so is the directory once nobody uses it."""
         inode.nlink = 0
         inode.ctime_ns = now
         self._inodes.touch(inode)
@@ -249,152 +249,3 @@ class Namespace:
             if inode is not None:
                 self.reclaim(inode)
         return len(orphans)
-
-    # -- renaming
-
-    def rename(
-        self, old_parent: Ino, old_name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0
-    ) -> Inode | None:
-        """rename(2) with RENAME_NOREPLACE and RENAME_EXCHANGE (EINVAL for other flags, nothing changed).
-
-        Returns the inode that took an existing file's name, whose data a commit must flush first, or None.
-        """
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
-            raise PosixError(errno.EINVAL, f"rename flags {flags:#x} are not supported")
-        if len(new_name) > NAME_MAX_BYTES:
-            raise PosixError(errno.ENAMETOOLONG)
-        inode = self._existing(old_parent, old_name)
-        target = self.lookup(new_parent, new_name)
-        source_dir, target_dir = self.get(old_parent), self.get(new_parent)
-        self._check_move(inode, target_dir)
-        if flags & RENAME_EXCHANGE:
-            if target is None:
-                raise PosixError(errno.ENOENT)
-            self._check_move(target, source_dir)
-            self._exchange(inode, source_dir, old_name, target, target_dir, new_name)
-            return None
-        if target is inode:
-            return None
-        if target is not None:
-            if flags & RENAME_NOREPLACE:
-                raise PosixError(errno.EEXIST)
-            self._check_replace(inode, target)
-        self._move(inode, source_dir, old_name, target, target_dir, new_name)
-        return inode if target is not None and stat.S_ISREG(inode.mode) else None
-
-    def _check_move(self, inode: Inode, target_dir: Inode) -> None:
-        if inode.session != self._session_in(target_dir, inode):
-            raise PosixError(errno.EXDEV, "a session's files can't be renamed into another")
-        if target_dir.nlink == 0:
-            raise PosixError(errno.ENOENT)
-        if stat.S_ISDIR(inode.mode):
-            above = target_dir
-            while above.ino != ROOT_INO:
-                if above.ino == inode.ino:
-                    raise PosixError(errno.EINVAL, "a directory can't be moved into itself")
-                above = self.get(above.parent)
-
-    def _check_replace(self, inode: Inode, target: Inode) -> None:
-        if stat.S_ISDIR(target.mode):
-            if not stat.S_ISDIR(inode.mode):
-                raise PosixError(errno.EISDIR)
-            if self._inodes.has_entries(target.ino):
-                raise PosixError(errno.ENOTEMPTY)
-        elif stat.S_ISDIR(inode.mode):
-            raise PosixError(errno.ENOTDIR)
-
-    def _move(
-        self,
-        inode: Inode,
-        source_dir: Inode,
-        old_name: bytes,
-        target: Inode | None,
-        target_dir: Inode,
-        new_name: bytes,
-    ) -> None:
-        now = self._clock_ns()
-        is_dir = stat.S_ISDIR(inode.mode)
-        self._inodes.delete_dentry(source_dir.ino, old_name, inode)
-        self._reclassify(inode, target_dir, new_name)
-        self._inodes.set_dentry(target_dir.ino, new_name, inode)
-        if is_dir:
-            source_dir.nlink -= 1
-            target_dir.nlink += 1
-            inode.parent = target_dir.ino
-        inode.ctime_ns = now
-        self._inodes.touch(inode)
-        if target is not None and stat.S_ISDIR(target.mode):
-            target_dir.nlink -= 1
-            self._drop_directory(target, now)
-        elif target is not None:
-            self._drop_link(target, now)
-        self._stamp(source_dir, now)
-        self._stamp(target_dir, now)
-        self._inodes.account(inode.session, 0, 0, now)
-
-    def _exchange(
-        self, one: Inode, one_dir: Inode, one_name: bytes, two: Inode, two_dir: Inode, two_name: bytes
-    ) -> None:
-        now = self._clock_ns()
-        self._reclassify(one, two_dir, two_name)
-        self._reclassify(two, one_dir, one_name)
-        self._inodes.set_dentry(one_dir.ino, one_name, two)
-        self._inodes.set_dentry(two_dir.ino, two_name, one)
-        for inode, source, target in ((one, one_dir, two_dir), (two, two_dir, one_dir)):
-            if stat.S_ISDIR(inode.mode):
-                source.nlink -= 1
-                target.nlink += 1
-                inode.parent = target.ino
-            inode.ctime_ns = now
-            self._inodes.touch(inode)
-            self._inodes.account(inode.session, 0, 0, now)
-        self._stamp(one_dir, now)
-        self._stamp(two_dir, now)
-
-    def _reclassify(self, inode: Inode, directory: Inode, name: bytes) -> None:
-        """A rename may change whether the entry, and what is below it, travels."""
-        path_class = classify(name, directory.path_class)
-        if path_class == inode.path_class:
-            return
-        inode.path_class = path_class
-        self._inodes.touch(inode)
-        if stat.S_ISDIR(inode.mode):
-            for child_name, dentry in list(self._inodes.iter_dentries(inode.ino)):
-                self._reclassify(self._inodes.get(dentry.ino), inode, child_name)
-                self._inodes.set_dentry(inode.ino, child_name, self._inodes.get(dentry.ino))
-
-    # -- xattrs
-
-    def get_xattr(self, ino: Ino, name: bytes) -> bytes:
-        """The value; ENODATA when there is none."""
-        value = self._inodes.find_xattr(ino, name)
-        if value is None:
-            raise PosixError(errno.ENODATA)
-        return value
-
-    def set_xattr(self, ino: Ino, name: bytes, value: bytes) -> None:
-        """Set a `user.`, `trusted.` or `security.` xattr of up to 64 KiB; EOPNOTSUPP for other classes, E2BIG."""
-        if not name.startswith((b"user.", b"trusted.", b"security.")):
-            raise PosixError(errno.EOPNOTSUPP)
-        if len(value) > XATTR_VALUE_MAX_BYTES:
-            raise PosixError(errno.E2BIG)
-        inode = self.get(ino)
-        self._inodes.set_xattr(ino, name, value)
-        self._touch_ctime(inode)
-
-    def remove_xattr(self, ino: Ino, name: bytes) -> None:
-        """Remove the xattr; ENODATA when there is none."""
-        if self._inodes.find_xattr(ino, name) is None:
-            raise PosixError(errno.ENODATA)
-        self._inodes.delete_xattr(ino, name)
-        self._touch_ctime(self.get(ino))
-
-    def list_xattrs(self, ino: Ino) -> list[bytes]:
-        """Names of all xattrs."""
-        return [name for name, _ in self._inodes.iter_xattrs(ino)]
-
-    def _touch_ctime(self, inode: Inode) -> None:
-        now = self._clock_ns()
-        inode.ctime_ns = now
-        self._inodes.touch(inode)
-        self._inodes.account(inode.session, 0, 0, now)

@@ -241,7 +241,7 @@ class Sealer:
                         recipe = recipes[Ino(file.ino)] = Recipe(file.recipe)
                         self._references.pin(recipe.iter_chunks())
                         self._place(file)
-                        self._fileio.thaw(item.number)
+                        self._fileio.retirement.thaw(item.number)
                     self._references.note_unused(ChunkId(cid) for cid in reply.added)
         except BaseException:
             for recipe in recipes.values():
@@ -249,7 +249,7 @@ class Sealer:
             raise
         finally:
             for item in frozen:
-                self._fileio.thaw(item.number)
+                self._fileio.retirement.thaw(item.number)
         return recipes
 
     def describe(self, inode: Inode) -> SealFile:

@@ -17,6 +17,7 @@ from sessfs.format.recipe import encode_extent, encode_hole
 from sessfs.local.chunkstore import CHUNK_TABLES
 from sessfs.local.chunkwriter import ChunkWriter
 from sessfs.local.db import Database
+from sessfs.types import ChunkId
 from sessfs.vfs.sealjobs import (
     DropRequest,
     Hello,
@@ -29,8 +30,6 @@ from sessfs.vfs.sealjobs import (
     encode_message,
     read_message,
 )
-
-from sessfs.types import ChunkId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,9 +18,11 @@ from sessfs.vfs.committer import Committer
 from sessfs.vfs.fileio import FileIO
 from sessfs.vfs.namespace import Namespace
 from sessfs.vfs.recovery import reconcile_hot_files, sweep_unreferenced
+from sessfs.vfs.renames import Renames
 from sessfs.vfs.sealing import Sealer, SealProcessClient
 from sessfs.vfs.sealjobs import Hello
 from sessfs.vfs.space import Space
+from sessfs.vfs.xattrs import Xattrs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -75,6 +77,8 @@ class Volume:
         chunks: ChunkSource = LocalChunks(self.reader)
         self.fileio = FileIO(self.inodes, self.hot, chunks, self.references, clock_ns, monotonic_s)
         self.namespace = Namespace(self.inodes, clock_ns, self.fileio.discard)
+        self.renames = Renames(self.namespace, self.inodes, clock_ns)
+        self.xattrs = Xattrs(self.namespace, self.inodes, clock_ns)
         self.committer = Committer(
             self.meta, self.inodes, self.references, self.fileio, self.hot, interval_s=commit_interval_s
         )
