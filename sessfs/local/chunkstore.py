@@ -96,6 +96,8 @@ class ChunkReader:
         self._codec = FrameCodec()
         self._frames: OrderedDict[FrameNo, bytes] = OrderedDict()
         self._cached_bytes = 0
+        self._clock = 0
+        self._last_use: dict[FrameNo, int] = {}
 
     def refresh(self) -> None:
         """See what the writer has committed since."""
@@ -115,6 +117,10 @@ class ChunkReader:
         verify_chunk(self._key, cid, chunk)
         return chunk
 
+    def has(self, cid: ChunkId) -> bool:
+        """True when the chunk is stored here."""
+        return self._db.get(INDEX, cid) is not None
+
     def find_frame(self, cid: ChunkId) -> tuple[list[ChunkId], bytes] | None:
         """The ids of all chunks in the frame that holds the chunk, and the frame's record; None when it is not here."""
         place = find_place(self._db, cid)
@@ -131,12 +137,32 @@ class ChunkReader:
             raise StoreCorrupt(f"frame {frame} is indexed but not stored")
         _, payload = decode_frame_record(record)
         plain = self._codec.decode(payload)
+        self._clock += 1
+        self._last_use[frame] = self._clock
         self._frames[frame] = plain
         self._cached_bytes += len(plain)
         while self._cached_bytes > FRAME_CACHE_BYTES and len(self._frames) > 1:
             _, dropped = self._frames.popitem(last=False)
             self._cached_bytes -= len(dropped)
         return plain
+
+    def least_used(self) -> list[tuple[FrameNo, int]]:
+        """(frame, about the bytes it takes) of every frame, the one whose last use is longest ago first."""
+        totals = self.totals()
+        ratio = totals.stored_bytes / max(totals.plain_bytes, 1)
+        frames = [
+            (FrameNo(FRAME_KEY.unpack(key)[0]), int(LIVE_BYTES.unpack(live)[0] * ratio))
+            for key, live in self._db.scan(LIVE)
+        ]
+        return sorted(frames, key=lambda f: (self._last_use.get(f[0], 0), f[0]))
+
+    def chunks_of(self, frame: FrameNo) -> list[ChunkId]:
+        """The chunks that lie in the frame; empty when it is gone."""
+        record = self._db.get(FRAMES, FRAME_KEY.pack(frame))
+        if record is None:
+            return []
+        ids = [cid for cid, _ in decode_frame_record(record)[0]]
+        return [cid for cid in ids if (place := find_place(self._db, cid)) is not None and place.frame == frame]
 
     def totals(self) -> Totals:
         """Sums over all frames."""
@@ -174,6 +200,10 @@ class References:
         for cid in released:
             if self._pins[cid] <= 0:
                 del self._pins[cid]
+
+    def is_held(self, cid: ChunkId) -> bool:
+        """True when a recipe or a pin needs the chunk."""
+        return cid in self._pins or self.count(cid) > 0
 
     def count(self, cid: ChunkId) -> int:
         """Number of extents that name the chunk."""

@@ -21,7 +21,8 @@ PLACES = TableName("places")
 SEGMENTS = TableName("segments")
 PUBLISHED = TableName("published")
 OUTBOX = TableName("outbox")
-PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX)
+STARTUP = TableName("startup")
+PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX, STARTUP)
 
 PLACE_RECORD = struct.Struct("<III")
 SEGMENT_KEY = struct.Struct(">I")
@@ -104,7 +105,8 @@ class Places:
     def forget(self, ids: Iterable[ChunkId]) -> None:
         """Nothing here needs the chunks any more."""
         for cid in ids:
-            self._meta.delete(PLACES, cid)
+            if self.has(cid):
+                self._meta.delete(PLACES, cid)
 
     def _number(self, node: str, segment: int) -> int:
         index = self._numbers.get((node, segment))
@@ -134,6 +136,14 @@ class Places:
         for key, value in self._meta.scan(PUBLISHED):
             yield Ino(SESSION_KEY.unpack(key)[0]), msgspec.msgpack.decode(value, type=Published)
 
+    def startup(self, session: Ino) -> bytes:
+        """Ids, end to end, of the chunks that the session read at its last start, as far as it was learned."""
+        return self._meta.get(STARTUP, SESSION_KEY.pack(session)) or b""
+
+    def set_startup(self, session: Ino, ids: bytes) -> None:
+        """Set what the session reads at a start."""
+        self._meta.put(STARTUP, SESSION_KEY.pack(session), ids)
+
     # -- the upload on its way
 
     def outbox(self) -> Outbox | None:
@@ -151,7 +161,7 @@ class Places:
     def adopt(self, node: str, outbox: Outbox) -> None:
         """The upload is in the remote: its places and snapshots are facts."""
         for segment, offset, length, ids in outbox.places:
-            self.set(node, segment, offset, length, _split_ids(ids))
+            self.set(node, segment, offset, length, split_ids(ids))
         for session, published in outbox.published:
             self.set_published(Ino(session), published)
         for session in outbox.removed:
@@ -159,5 +169,6 @@ class Places:
         self.set_outbox(None)
 
 
-def _split_ids(ids: bytes) -> list[ChunkId]:
+def split_ids(ids: bytes) -> list[ChunkId]:
+    """The chunk ids that lie end to end in *ids*."""
     return [ChunkId(ids[at : at + CHUNK_ID_BYTES]) for at in range(0, len(ids), CHUNK_ID_BYTES)]

@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING
 from sessfs.config import STATE_VERSION
 from sessfs.errors import StateInUse, StateTooNew, StoreCorrupt
 from sessfs.format.chunk import HASH_KEY_BYTES
-from sessfs.local.inodes import SUPER
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sessfs.local.db import Database
-
-HASH_KEY = b"hash-key"
+HASH_KEY_FILE = "hash-key"
 CLEAN_MARK = "clean"
 
 
@@ -91,12 +88,27 @@ def lock_holder(state_dir: Path) -> int | None:
     return None
 
 
-def load_hash_key(meta: Database) -> bytes:
-    """The key of all chunk ids in this state, made at random on first use."""
-    key = meta.get(SUPER, HASH_KEY)
+def read_hash_key(state_dir: Path) -> bytes | None:
+    """The key of all chunk ids in this state, None in a new one. Raises StoreCorrupt when the file is damaged."""
+    try:
+        key = (state_dir / HASH_KEY_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(key) != HASH_KEY_BYTES:
+        raise StoreCorrupt(f"{state_dir / HASH_KEY_FILE} holds {len(key)} bytes, not {HASH_KEY_BYTES}")
+    return key
+
+
+def ensure_hash_key(state_dir: Path, given: bytes | None) -> bytes:
+    """The state's key; in a new state the *given* one, or a random one, durably from now on. Raises StoreCorrupt when
+    the key is lost: without it the chunks here can't be told apart from damage.
+    """
+    key = read_hash_key(state_dir)
     if key is None:
-        key = secrets.token_bytes(HASH_KEY_BYTES)
-        meta.put(SUPER, HASH_KEY, key)
+        if (state_dir / "chunks").exists():
+            raise StoreCorrupt(f"{state_dir / HASH_KEY_FILE} is missing: restore it from a backup of the state")
+        key = given or secrets.token_bytes(HASH_KEY_BYTES)
+        _write_durably(state_dir / HASH_KEY_FILE, key)
     return key
 
 

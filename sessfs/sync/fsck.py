@@ -40,13 +40,12 @@ from sessfs.local.inodes import (
     REFS,
     SESSION,
     SESSIONS,
-    SUPER,
     SYMLINKS,
     XATTRS,
     Inode,
     decode_inode,
 )
-from sessfs.local.state import CLEAN_MARK, HASH_KEY, lock_holder
+from sessfs.local.state import CLEAN_MARK, lock_holder, read_hash_key
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
@@ -280,7 +279,7 @@ class _Check:
         return stat.S_ISREG(inode.mode) and inode.cold != [(0, inode.size)]
 
     def _check_frames(self) -> None:
-        key = self._meta.get(SUPER, HASH_KEY)
+        key = read_hash_key(self._state_dir)
         if key is None:
             self._report("state", None, "the hash key is missing: no chunk can be verified")
             return

@@ -82,6 +82,7 @@ class Writeback:
         *,
         flush_kernel: Callable[[], Awaitable[None]],
         commit: Callable[[], Awaitable[None]],
+        prepare: Callable[[], Awaitable[None]],
         clock_ns: Callable[[], int],
         interval_s: float,
         crash_point: Callable[[str], None] = lambda name: None,
@@ -97,6 +98,7 @@ class Writeback:
         self._freezer = freezer
         self._flush_kernel = flush_kernel
         self._commit = commit
+        self._prepare = prepare
         self._clock_ns = clock_ns
         self._interval_s = interval_s
         self._crash_point = crash_point
@@ -129,6 +131,7 @@ class Writeback:
         """
         async with self._busy:
             await self._flush_kernel()
+            await self._prepare()
             drafts, removed = self._cut_all()
             if not drafts and not removed:
                 return
@@ -224,7 +227,8 @@ class Writeback:
                 )
             ids, record = frame
             await upload.make_room(len(record), self._clock_ns())
-            upload.add_frame(record, [c for c in ids if not self._places.has(c)])
+            fresh = [c for c in ids if self._references.is_held(c) and not self._places.has(c)]
+            upload.add_frame(record, fresh)
             await trio.lowlevel.checkpoint()
 
     async def _add_manifest(self, upload: _Upload, draft: Draft) -> Published:
@@ -245,7 +249,7 @@ class Writeback:
             gone_names=draft.gone_names,
             segments=segments,
             frames=frames,
-            startup=b"",
+            startup=self._places.startup(draft.session),
         )
         await upload.make_room(0, self._clock_ns())
         ref = upload.builder.add_manifest(manifest)
@@ -277,6 +281,15 @@ class Writeback:
         ]
 
     # -- measures
+
+    def in_flight(self) -> set[Ino]:
+        """Sessions whose snapshot is on its way."""
+        return set(self._in_flight)
+
+    def in_flight_bytes(self, session: Ino) -> int:
+        """Bytes of the files that the session's snapshot on its way speaks of."""
+        draft = self._in_flight.get(session)
+        return sum(node.size for node in draft.nodes) if draft is not None else 0
 
     def at_risk(self, session: Ino) -> int | None:
         """Since when (ns since 1970) the session has changes that the remote lacks; None when it has none."""

@@ -35,6 +35,9 @@ class ChunkSource(Protocol):
     def find(self, cid: ChunkId) -> bytes | None:
         """The verified chunk if it is here, without waiting; raises StoreCorrupt if what is here is not it."""
 
+    def note_read(self, session: Ino, cid: ChunkId) -> None:
+        """A file of *session* is read, and the chunk is needed for it."""
+
     async def fetch(self, ids: Collection[ChunkId]) -> None:
         """Bring the chunks here, so that `find` has them; raises RemoteError or StoreCorrupt when that can't be."""
 
@@ -98,6 +101,7 @@ class FileIO:
                 if extent.is_hole:
                     parts.append(bytes(high - low))
                     continue
+                self._chunks.note_read(inode.session, extent.chunk)
                 chunk = self._find(inode, extent)
                 if chunk is None:
                     missing.append(extent.chunk)

@@ -241,6 +241,29 @@ class Namespace:
             if inode is not None and inode.nlink == 0 and inode.opens == 0:
                 self.reclaim(inode)
 
+    def drop_session_tree(self, session: Ino) -> None:
+        """Take a session out of the tree with all that is in it, without it being a change that is published. Nobody
+        may be using it.
+        """
+        changes, self._inodes.changes = self._inodes.changes, None
+        try:
+            self._empty(session)
+            name = self._inodes.find_session_name(session)
+            if name is not None:
+                self.rmdir(ROOT_INO, name)
+        finally:
+            self._inodes.changes = changes
+        if changes is not None:
+            changes.forget(session)
+
+    def _empty(self, directory: Ino) -> None:
+        for name, dentry in list(self._inodes.iter_dentries(directory)):
+            if stat.S_ISDIR(dentry.kind):
+                self._empty(dentry.ino)
+                self.rmdir(directory, name)
+            else:
+                self.unlink(directory, name)
+
     def reclaim_orphans(self) -> int:
         """At start: free what was removed while open when the last daemon ended. Returns how many there were."""
         orphans = list(self._inodes.iter_orphans())

@@ -145,7 +145,9 @@ class Sealer:
         *,
         idle_s: float,
         monotonic_s: Callable[[], float],
+        forget_places: Callable[[Sequence[ChunkId]], None],
     ) -> None:
+        self._forget_places = forget_places
         self._client = client
         self._inodes = inodes
         self._fileio = fileio
@@ -311,4 +313,5 @@ class Sealer:
                 dead = self._references.take_dead()
                 for first in range(0, len(dead), DROP_AT_ONCE):
                     await self._client.call(DropRequest([bytes(cid) for cid in dead[first : first + DROP_AT_ONCE]]))
+                self._forget_places(dead)
                 self._reader.refresh()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from sessfs.errors import StoreCorrupt
 from sessfs.format.chunk import ZSTD_LEVEL
+from sessfs.local.changes import Changes
 from sessfs.local.chunkstore import CHUNK_TABLES, CHUNKS_MAP_BYTES, ChunkReader, References
 from sessfs.local.db import Database
 from sessfs.local.hotfiles import HotFiles
 from sessfs.local.inodes import META_MAP_BYTES, META_TABLES, Inodes
-from sessfs.local.state import StateDirectory, load_hash_key
+from sessfs.local.places import Places
+from sessfs.local.state import StateDirectory, ensure_hash_key
+from sessfs.types import ROOT_INO
 from sessfs.vfs.committer import Committer
 from sessfs.vfs.fileio import FileIO
 from sessfs.vfs.namespace import Namespace
 from sessfs.vfs.recovery import reconcile_hot_files, sweep_unreferenced
-from sessfs.vfs.renames import Renames
+from sessfs.vfs.renames import RENAME_NOREPLACE, Renames
 from sessfs.vfs.sealing import Sealer, SealProcessClient
 from sessfs.vfs.sealjobs import Hello
 from sessfs.vfs.space import Space
@@ -28,12 +31,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
 
-    from sessfs.types import ChunkId
+    from sessfs.chrome import PathClass
+    from sessfs.types import ChunkId, Ino
     from sessfs.vfs.fileio import ChunkSource
 
 log = logging.getLogger(__name__)
 CLOSE_DROP_S = 10.0
 """Dropping dead chunks may hold up an unmount this long; the next start sweeps the rest."""
+
+
+class RemoteHooks(NamedTuple):
+    """What a remote adds to a volume: where missing chunks come from, and what of the tree is to be published."""
+
+    make_chunks: Callable[[ChunkReader, Places, References, bytes], ChunkSource]
+    travelling: PathClass
 
 
 class LocalChunks:
@@ -45,6 +56,9 @@ class LocalChunks:
     def find(self, cid: ChunkId) -> bytes | None:
         """See ChunkSource."""
         return self._reader.find(cid)
+
+    def note_read(self, session: Ino, cid: ChunkId) -> None:
+        """See ChunkSource: nothing is learned."""
 
     async def fetch(self, ids: Collection[ChunkId]) -> None:
         """Raises StoreCorrupt: a chunk that a recipe names is missing."""
@@ -63,18 +77,27 @@ class Volume:
         cache_bound_bytes: int,
         clock_ns: Callable[[], int],
         monotonic_s: Callable[[], float],
+        hash_key: bytes | None = None,
+        remote: RemoteHooks | None = None,
         level: int = ZSTD_LEVEL,
         map_bytes: tuple[int, int] = (META_MAP_BYTES, CHUNKS_MAP_BYTES),
     ) -> None:
-        """Open, creating it when new. Raises StateInUse, StateTooNew, StoreCorrupt, LocalStoreError."""
+        """Open, creating it when new: then *hash_key* is its key, if given. Raises StateInUse, StateTooNew,
+        StoreCorrupt, LocalStoreError.
+        """
         self.state = StateDirectory(state_dir)
         self.meta = Database(state_dir / "meta", META_TABLES, map_bytes[0])
-        self._key = load_hash_key(self.meta)
+        self.hash_key = ensure_hash_key(state_dir, hash_key)
         self.inodes = Inodes(self.meta)
         self.hot = HotFiles(state_dir / "hot")
         self.references = References(self.meta)
-        self.reader = ChunkReader(Database(state_dir / "chunks", CHUNK_TABLES, map_bytes[1]), self._key)
+        self.reader = ChunkReader(Database(state_dir / "chunks", CHUNK_TABLES, map_bytes[1]), self.hash_key)
+        self.places = Places(self.meta)
         chunks: ChunkSource = LocalChunks(self.reader)
+        if remote is not None:
+            self.inodes.travelling = remote.travelling
+            self.inodes.changes = Changes(self.meta, clock_ns)
+            chunks = remote.make_chunks(self.reader, self.places, self.references, self.hash_key)
         self.fileio = FileIO(self.inodes, self.hot, chunks, self.references, clock_ns, monotonic_s)
         self.namespace = Namespace(self.inodes, clock_ns, self.fileio.discard)
         self.renames = Renames(self.namespace, self.inodes, clock_ns)
@@ -82,7 +105,7 @@ class Volume:
         self.committer = Committer(
             self.meta, self.inodes, self.references, self.fileio, self.hot, interval_s=commit_interval_s
         )
-        self._client = SealProcessClient(Hello(str(state_dir / "chunks"), self._key, map_bytes[1], level))
+        self._client = SealProcessClient(Hello(str(state_dir / "chunks"), self.hash_key, map_bytes[1], level))
         self.sealer = Sealer(
             self._client,
             self.inodes,
@@ -92,7 +115,10 @@ class Volume:
             self.references,
             idle_s=seal_idle_s,
             monotonic_s=monotonic_s,
+            forget_places=self.places.forget,
         )
+        self.read_only_reason: str | None = None
+        """Why nothing may be changed, None while it may."""
         self.space = Space(state_dir, self.fileio, self.reader, cache_bound_bytes)
 
     async def start(self, uid: int, gid: int) -> None:
@@ -120,6 +146,15 @@ class Volume:
     def seal_pid(self) -> int | None:
         """Process id of the seal process."""
         return self._client.pid
+
+    def make_read_only(self, reason: str) -> None:
+        """From here on whatever would change the tree answers EROFS; what is here stays readable."""
+        log.error("read-only: %s", reason)
+        self.read_only_reason = reason
+
+    def rename_session(self, old: bytes, new: bytes) -> None:
+        """Give a session another name; PosixError as rename(2)."""
+        self.renames.rename(ROOT_INO, old, ROOT_INO, new, RENAME_NOREPLACE)
 
     async def commit_all(self) -> None:
         """Return once all content and metadata acknowledged so far is durable. Raises LocalStoreError."""

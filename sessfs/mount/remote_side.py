@@ -1,0 +1,248 @@
+"""The remote half of a mount: write-back, fetching, the session list, eviction, and what `status` says of them.
+
+When the remote can't be reached at a start, a state that was used with it before is mounted all the same: what is here
+is served, sessions that only the remote has answer EIO, uploads wait, and the node is opened as soon as that is
+possible.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import stat
+import time
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from sessfs.errors import RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt, Unsynced
+from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
+from sessfs.mount.repository import START_DEADLINE_S, Repository
+from sessfs.sync.evict import evict_when_full
+from sessfs.sync.restore import SessionDirectory
+from sessfs.sync.writeback import Writeback
+from sessfs.types import ROOT_INO, Ino
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sessfs.config import Settings
+    from sessfs.remote.node import Node
+    from sessfs.sync.fetch import RemoteChunks
+    from sessfs.vfs.volume import Volume
+
+log = logging.getLogger(__name__)
+FLUSH_TIMEOUT_S = 20.0
+PREFETCH_POLL_S = 0.1
+
+
+async def flush_kernel(mountpoint: Path) -> None:
+    """Have the kernel hand over its dirty pages, by a process of its own: this one must serve them meanwhile."""
+    with trio.move_on_after(FLUSH_TIMEOUT_S) as scope:
+        await trio.run_process(["sync", "-f", str(mountpoint)], check=False, capture_stdout=True, capture_stderr=True)
+    if scope.cancelled_caught:
+        log.warning("the kernel did not hand over its pages within %.0f s", FLUSH_TIMEOUT_S)
+
+
+class RemoteSide:
+    """A volume's remote: everything that runs beside the mount because there is one."""
+
+    def __init__(
+        self, repository: Repository, gate: NodeGate, chunks: RemoteChunks, volume: Volume, settings: Settings
+    ) -> None:
+        assert volume.inodes.changes is not None
+        self._repository = repository
+        self._gate = gate
+        self._chunks = chunks
+        self._volume = volume
+        self._settings = settings
+        self._changes = volume.inodes.changes
+        store = repository.remote.store
+        self.sessions = SessionDirectory(
+            volume.inodes,
+            volume.places,
+            volume.references,
+            store,
+            repository.envelope,
+            gate,
+            clock_ns=time.time_ns,
+            drop_tree=volume.namespace.drop_session_tree,
+            rename=volume.rename_session,
+        )
+        self.writeback = Writeback(
+            store,
+            repository.envelope,
+            gate,
+            volume.inodes,
+            self._changes,
+            volume.references,
+            volume.reader,
+            volume.places,
+            volume.sealer,
+            flush_kernel=lambda: flush_kernel(settings.mountpoint),
+            commit=volume.committer.commit,
+            prepare=self.sessions.verify_all,
+            clock_ns=time.time_ns,
+            interval_s=settings.interval_s,
+        )
+
+    async def start(self) -> None:
+        """Take the prefix, if the remote answers; a state that knows the remote is mounted without it. Raises
+        RemoteHeld, RemoteUnsuitable and other errors that a person must mend, RemoteUnavailable for a new state.
+        """
+        for name, dentry in list(self._volume.inodes.iter_dentries(ROOT_INO)):
+            session = dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO
+            if self._volume.places.published(session) is None:
+                log.info("%s was never published", name.decode(errors="replace"))
+                self._changes.note_whole(session)
+        fresh = not any(True for _ in self._volume.places.iter_published())
+        try:
+            node = await open_gate(self._repository, self._settings, self._gate, START_DEADLINE_S)
+        except RemoteUnavailable:
+            if fresh and self._repository.is_new_here:
+                raise
+            return
+        self._opened(node)
+
+    def _opened(self, node: Node) -> None:
+        outbox = self._volume.places.outbox()
+        if outbox is not None:
+            if node.untouched and node.last_segment >= outbox.last_segment:
+                self._volume.places.adopt(self._gate.name, outbox)
+            else:
+                self._volume.places.set_outbox(None)
+        if not node.untouched:
+            self.sessions.distrust()
+
+    async def run(self) -> None:
+        """For ever; started once, in the daemon's nursery."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._chunks.run, self._volume.sealer)
+            nursery.start_soon(self._run_node, nursery)
+            nursery.start_soon(self._prefetch)
+            nursery.start_soon(
+                evict_when_full,
+                self._volume.reader,
+                self._volume.places,
+                self._volume.sealer,
+                self._volume.space.used_bytes,
+                self._volume.space.bound_bytes,
+            )
+
+    async def _run_node(self, nursery: trio.Nursery) -> None:
+        if self._gate.node is None:
+            self._opened(await keep_opening(self._repository, self._settings, self._gate))
+        node = self._gate.node
+        assert node is not None
+        nursery.start_soon(self.writeback.run)
+        await node.run()
+        self._volume.make_read_only(
+            f"another node ({node.fenced}) took the remote over; what was not uploaded is kept in the state directory"
+        )
+
+    async def _prefetch(self) -> None:
+        while True:
+            while self.sessions.loaded:
+                ids = self.sessions.loaded.pop(0)[1]
+                with contextlib.suppress(RemoteError, StoreCorrupt):
+                    await self._chunks.prefetch(ids)
+            await trio.sleep(PREFETCH_POLL_S)
+
+    async def sync(self) -> None:
+        """Return once everything acknowledged so far is in the remote. Raises Unsynced naming what is not."""
+        try:
+            await self.writeback.publish()
+        except SessfsError as exc:
+            raise Unsynced(f"not everything is in the remote: {exc}; still here only: {self._dirty_names()}") from exc
+
+    def _dirty_names(self) -> str:
+        names = [self._volume.inodes.find_session_name(s) or b"." for s in self._changes.sessions]
+        return ", ".join(sorted(name.decode(errors="replace") for name in names)) or "nothing"
+
+    async def close(self, timeout_s: float) -> None:
+        """At an unmount: publish what is pending and release the sessions, as far as *timeout_s* lets it; what can't be
+        sent stays in the state and goes on at the next mount.
+        """
+        node = self._gate.node
+        if node is None or node.fenced is not None:
+            return
+        with trio.move_on_after(timeout_s) as scope:
+            try:
+                await self.writeback.publish()
+                await node.release()
+            except SessfsError as exc:
+                log.error("unmounted with changes that are here only: %s", exc)
+        if scope.cancelled_caught:
+            log.error("unmounted with changes that are here only: the remote took longer than %.0f s", timeout_s)
+
+    # -- reports
+
+    def status(self) -> dict[str, Any]:
+        """The remote's part of `sessfs status`."""
+        remote = self._repository.remote
+        health = remote.health()
+        oldest = [t for t in (self.writeback.at_risk(s) for s in self._risky()) if t is not None]
+        return {
+            "remote": {
+                "url": self._settings.remote,
+                "encrypted": self._repository.envelope.encrypted,
+                "capabilities": dataclasses.asdict(remote.capabilities()),
+                "health": dataclasses.asdict(health),
+                "requests": dict(remote.store.statistics().requests),
+                "uploaded_bytes": remote.store.statistics().bytes_up,
+                "downloaded_bytes": remote.store.statistics().bytes_down,
+                "retries": remote.store.statistics().retries,
+                "node": self._gate.report(),
+                "published_snapshots": self.writeback.n_published,
+            },
+            "at_risk_bytes": sum(self.risk_bytes(s) for s in self._risky()),
+            "at_risk_seconds": round((time.time_ns() - min(oldest)) / 1e9, 3) if oldest else 0.0,
+        }
+
+    def _risky(self) -> list[Ino]:
+        return [*self._changes.sessions.keys() | self.writeback.in_flight()]
+
+    def session_risk(self, session: Ino) -> dict[str, Any]:
+        """The remote's part of one session in `sessfs sessions`."""
+        since = self.writeback.at_risk(session)
+        return {
+            "at_risk_bytes": self.risk_bytes(session) if since is not None else 0,
+            "at_risk_seconds": round((time.time_ns() - since) / 1e9, 3) if since is not None else 0.0,
+        }
+
+    def risk_bytes(self, session: Ino) -> int:
+        """About how many bytes of the session's content the remote lacks."""
+        changes = self._changes.sessions.get(session)
+        total = self.writeback.in_flight_bytes(session)
+        if changes is None:
+            return total
+        if changes.whole:
+            return total + self._volume.inodes.session_counters(session).logical_bytes
+        for ino in changes.inodes:
+            inode = self._volume.inodes.find(ino)
+            if inode is not None and stat.S_ISREG(inode.mode):
+                total += inode.size - sum(end - start for start, end in inode.cold) if inode.hot_no else 0
+        return total
+
+    def warnings(self) -> list[str]:
+        """What a person should know of the remote."""
+        found = []
+        if not self._repository.envelope.encrypted and str(self._settings.remote).startswith("s3:"):
+            found.append("the remote holds logins in the clear: whoever reads the bucket is every user; see --key-file")
+        status = self.status()
+        if status["at_risk_seconds"] > self._settings.risk_limit_s:
+            found.append(
+                f"changes of {status['at_risk_seconds']:.0f} s ago are on this machine only "
+                f"({status['at_risk_bytes']} bytes); the remote: {self._trouble()}"
+            )
+        elif self._gate.node is None or self.writeback.failed:
+            found.append(f"the remote: {self._trouble()}")
+        if self._gate.node is not None and self._gate.node.fenced:
+            found.append(f"read-only: another node ({self._gate.node.fenced}) took over the remote")
+        return found
+
+    def _trouble(self) -> str:
+        if self._gate.node is None:
+            return self._gate.problem
+        return self.writeback.failed or str(self._repository.remote.health())

@@ -1,0 +1,369 @@
+"""This node in the remote: it holds the prefix alone, counts its segments, and knows where each session's latest is.
+
+PREFIX/holder names the one node that may write. Whoever wants it while another node's state is not clean must first
+see that state unchanged for a while (heartbeats change it; no wall clock is compared), then fence it: swap the state for
+one that says so. From then on the fenced node's next swap fails, and nothing it uploads counts any more.
+
+The *catalogue* is what changed since the sessions' own objects were written: session → latest manifest, or None when it
+was removed. It is in the last checkpoint and in the footers of the segments since, and is emptied by `release`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+from sessfs.errors import Fenced, RemoteConflict, RemoteHeld, RemoteMissing, RemoteUnsuitable
+from sessfs.format.manifest import ManifestRef
+from sessfs.format.repository import (
+    HOLDER_KEY,
+    Holder,
+    NodeState,
+    SessionObject,
+    decode_holder,
+    decode_session_object,
+    decode_state,
+    encode_holder,
+    encode_session_object,
+    encode_state,
+)
+from sessfs.format.segment import (
+    SESSIONS_PREFIX,
+    Checkpoint,
+    checkpoint_key,
+    decode_checkpoint,
+    encode_checkpoint,
+    footer_of_tail,
+    segment_key,
+    session_key,
+    state_key,
+)
+from sessfs.remote.objectstore import iter_keys
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from sessfs.format.envelope import Envelope
+    from sessfs.remote.objectstore import ObjectStore
+
+log = logging.getLogger(__name__)
+BEAT_S = 20.0
+STALE_S = 30.0
+CHECKPOINT_EVERY = 16
+RELEASE_PARALLEL = 16
+SWAP_TRIES = 4
+PAGE = 1000
+
+Catalogue = dict[bytes, tuple[ManifestRef | None, int]]
+
+
+class Identity(NamedTuple):
+    """Who this node is: its name in the remote, and for people the host it runs on and its process."""
+
+    name: str
+    hostname: str
+    pid: int
+
+
+class Node:
+    """The node, holding the prefix. Made by `open_node`; one task publishes at a time."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        envelope: Envelope,
+        identity: Identity,
+        state: NodeState,
+        etag: str,
+        catalogue: Catalogue,
+        *,
+        monotonic_s: Callable[[], float],
+        untouched: bool,
+    ) -> None:
+        self._store = store
+        self._envelope = envelope
+        self._identity = identity
+        self._state = state
+        self._etag = etag
+        self._catalogue = catalogue
+        self._monotonic_s = monotonic_s
+        self._written_s = monotonic_s()
+        self._swapping = trio.Lock()
+        self.untouched = untouched
+        """True when no other node has held the prefix since this one last did: what is here is the latest."""
+        self.fenced: str | None = None
+        """Who took over, once it is known that somebody did."""
+
+    @property
+    def name(self) -> str:
+        """The node's name in the remote."""
+        return self._identity.name
+
+    @property
+    def incarnation(self) -> int:
+        """The count of its starts."""
+        return self._state.incarnation
+
+    @property
+    def last_segment(self) -> int:
+        """The last segment that counts."""
+        return self._state.last_segment
+
+    # -- the state
+
+    async def _swap(self, **changes: object) -> None:
+        """Swap the state for one with *changes* and the next beat. Raises Fenced when it is no longer this node's."""
+        async with self._swapping:
+            state = _replace(self._state, beat=self._state.beat + 1, **changes)
+            for _ in range(SWAP_TRIES):
+                try:
+                    self._etag = await self._store.put_if(state_key(self.name), encode_state(state), self._etag)
+                except (RemoteConflict, RemoteMissing):
+                    await self._read_back()
+                    continue
+                self._state = state
+                self._written_s = self._monotonic_s()
+                return
+            raise RemoteConflict(f"the state of node {self.name} changes under its hands: is its clock or store sane?")
+
+    async def _read_back(self) -> None:
+        """After a refused swap: an earlier write of this node that was given up may have landed late, and then its etag
+        is the one to go on with. Raises Fenced when the state is somebody else's.
+        """
+        try:
+            blob = await self._store.get(state_key(self.name))
+            state = decode_state(blob.body)
+            if state.incarnation == self.incarnation and state.fenced_by is None:
+                self._etag = blob.etag
+                return
+            self.fenced = state.fenced_by or "another process under the same node name"
+        except RemoteMissing:
+            self.fenced = "somebody who deleted its state"
+        raise Fenced(
+            f"node {self.name} was fenced by {self.fenced}: this mount is read-only now, and what it had not uploaded "
+            "stays in its state directory"
+        )
+
+    def use_store(self, store: ObjectStore) -> None:
+        """From here on use *store*: another patience over the same remote."""
+        self._store = store
+
+    async def run(self) -> None:
+        """Heartbeats, and checkpoints in their stead when one is due, until fenced; started once, in the daemon's
+        nursery. Returns after being fenced; `fenced` then says by whom.
+        """
+        while True:
+            await trio.sleep(max(self._written_s + BEAT_S - self._monotonic_s(), 0.05))
+            if self._monotonic_s() - self._written_s < BEAT_S:
+                continue
+            try:
+                if self._state.last_segment - self._state.last_checkpoint >= CHECKPOINT_EVERY:
+                    await self.checkpoint()
+                else:
+                    await self._swap()
+            except Fenced as exc:
+                log.error("%s", exc)
+                return
+
+    async def checkpoint(self) -> None:
+        """Write the catalogue down, so that a start need not read the segments before. Raises Fenced, RemoteError."""
+        number = self._state.last_segment
+        await self._put_checkpoint(number)
+        await self._swap(last_checkpoint=number, has_checkpoint=True)
+
+    async def _put_checkpoint(self, number: int) -> None:
+        entries = [(name, ref, sequence) for name, (ref, sequence) in sorted(self._catalogue.items())]
+        checkpoint = Checkpoint(self.name, number, self.incarnation, entries)
+        await self._store.put(checkpoint_key(self.name, number), encode_checkpoint(checkpoint, self._envelope))
+
+    # -- publishing
+
+    async def announce(self, name: bytes) -> None:
+        """See Publisher. What a removed session of the same name left there is superseded by the catalogue."""
+        record = SessionObject(name=name, holder=(self.name, self.incarnation), manifest=None, sequence=0, kept=[])
+        with contextlib.suppress(RemoteConflict):
+            await self._store.put_if(
+                session_key(self._envelope, name), encode_session_object(record, self._envelope), None
+            )
+
+    async def publish(self, last_segment: int, entries: Sequence[tuple[bytes, ManifestRef | None, int]]) -> None:
+        """See Publisher."""
+        await self._swap(last_segment=last_segment)
+        for name, ref, sequence in entries:
+            self._catalogue[name] = (ref, sequence)
+
+    async def release(self) -> None:
+        """Write every session of the catalogue to its own object, and mark the state clean. Raises RemoteError."""
+        limit = trio.CapacityLimiter(RELEASE_PARALLEL)
+
+        async def settle(name: bytes, ref: ManifestRef | None, sequence: int) -> None:
+            async with limit:
+                key = session_key(self._envelope, name)
+                if ref is None:
+                    await self._store.delete([key])
+                else:
+                    record = SessionObject(name=name, holder=None, manifest=ref, sequence=sequence, kept=[])
+                    await self._store.put(key, encode_session_object(record, self._envelope))
+
+        if self._catalogue:
+            # The right to write them must still be this node's.
+            await self._swap()
+        async with trio.open_nursery() as nursery:
+            for name, (ref, sequence) in self._catalogue.items():
+                nursery.start_soon(settle, name, ref, sequence)
+        await self._swap(clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False)
+        self._catalogue.clear()
+
+    # -- which sessions there are
+
+    async def resolve(self, name: bytes) -> tuple[ManifestRef | None, int] | None:
+        """See sync.restore.Catalogue."""
+        if name in self._catalogue:
+            ref, sequence = self._catalogue[name]
+            return None if ref is None else (ref, sequence)
+        try:
+            blob = await self._store.get(session_key(self._envelope, name))
+        except RemoteMissing:
+            return None
+        record = decode_session_object(blob.body, self._envelope)
+        return record.manifest, record.sequence
+
+    async def iter_pages(self) -> AsyncIterator[list[bytes]]:
+        """See sync.restore.Catalogue."""
+        yield [name for name, (ref, _) in self._catalogue.items() if ref is not None]
+        page: list[bytes] = []
+        async for entry in iter_keys(self._store, SESSIONS_PREFIX, PAGE):
+            name = self._envelope.open_name(entry.key.removeprefix(SESSIONS_PREFIX))
+            if name not in self._catalogue:
+                page.append(name)
+            if len(page) == PAGE:
+                yield page
+                page = []
+        yield page
+
+
+def _replace(state: NodeState, **changes: object) -> NodeState:
+    fields = {name: getattr(state, name) for name in state.__struct_fields__}
+    return NodeState(**{**fields, **changes})
+
+
+async def open_node(
+    store: ObjectStore,
+    envelope: Envelope,
+    identity: Identity,
+    *,
+    take_over: bool,
+    stale_s: float,
+    monotonic_s: Callable[[], float],
+) -> Node:
+    """Take the prefix. Raises RemoteHeld, naming the holder, when another node has it and is not to be, or can't be,
+    taken over; RemoteError otherwise.
+    """
+    holder, holder_etag = await _read_holder(store)
+    inherited: Catalogue = {}
+    if holder is not None and holder.node != identity.name:
+        inherited = await _take_from(store, envelope, holder, identity, take_over, stale_s)
+    state, etag = await _start_incarnation(store, identity)
+    untouched = holder is None or holder.node == identity.name
+    if untouched:
+        inherited = await _read_catalogue(store, envelope, state)
+    await _claim(store, identity, state.incarnation, holder_etag)
+    node = Node(store, envelope, identity, state, etag, inherited, monotonic_s=monotonic_s, untouched=untouched)
+    if inherited and not untouched:
+        await node.checkpoint()
+    return node
+
+
+async def _read_holder(store: ObjectStore) -> tuple[Holder | None, str | None]:
+    try:
+        blob = await store.get(HOLDER_KEY)
+    except RemoteMissing:
+        return None, None
+    return decode_holder(blob.body), blob.etag
+
+
+async def _claim(store: ObjectStore, identity: Identity, incarnation: int, etag: str | None) -> None:
+    since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    holder = Holder(identity.name, incarnation, identity.hostname, identity.pid, since)
+    try:
+        await store.put_if(HOLDER_KEY, encode_holder(holder), etag)
+    except RemoteConflict as exc:
+        raise RemoteHeld("another node took the remote at this very moment: try again, or mount there") from exc
+
+
+async def _start_incarnation(store: ObjectStore, identity: Identity) -> tuple[NodeState, str]:
+    """This node's state for a new incarnation, swapped in, and its etag."""
+    key = state_key(identity.name)
+    try:
+        blob = await store.get(key)
+    except RemoteMissing:
+        state = NodeState(node=identity.name, hostname=identity.hostname, incarnation=1)
+        return state, await store.put_if(key, encode_state(state), None)
+    state = _replace(
+        (old := decode_state(blob.body)),
+        incarnation=old.incarnation + 1,
+        beat=old.beat + 1,
+        hostname=identity.hostname,
+        fenced_by=None,
+        clean=False,
+    )
+    return state, await store.put_if(key, encode_state(state), blob.etag)
+
+
+async def _take_from(
+    store: ObjectStore, envelope: Envelope, holder: Holder, identity: Identity, take_over: bool, stale_s: float
+) -> Catalogue:
+    """Make sure that *holder* writes no more; its catalogue, which is empty when it released all."""
+    who = f"node {holder.node} (host {holder.hostname}, process {holder.pid}, since {holder.since})"
+    key = state_key(holder.node)
+    try:
+        blob = await store.get(key)
+    except RemoteMissing:
+        return {}
+    state = decode_state(blob.body)
+    if state.clean:
+        return {}
+    if state.fenced_by is None:
+        if not take_over:
+            raise RemoteHeld(
+                f"the remote is held by {who}, which did not release it: unmount it there, or, if that machine is "
+                f"gone, mount with --take-over"
+            )
+        log.info("watching the heartbeat of %s for %.0f s", who, stale_s)
+        await trio.sleep(stale_s)
+        fenced = _replace(state, fenced_by=identity.name, beat=state.beat + 1)
+        try:
+            await store.put_if(key, encode_state(fenced), blob.etag)
+        except RemoteConflict as exc:
+            raise RemoteHeld(f"the remote is held by {who}, and its heart beats: unmount it there first") from exc
+    return await _read_catalogue(store, envelope, state)
+
+
+async def _read_catalogue(store: ObjectStore, envelope: Envelope, state: NodeState) -> Catalogue:
+    """The last checkpoint, and the footers of the segments since."""
+    catalogue: Catalogue = {}
+    if state.has_checkpoint:
+        blob = await store.get(checkpoint_key(state.node, state.last_checkpoint))
+        for name, ref, sequence in decode_checkpoint(blob.body, state.node, state.last_checkpoint, envelope).entries:
+            catalogue[name] = (ref, sequence)
+    for number in range(state.last_checkpoint + 1, state.last_segment + 1):
+        footer = await footer_of_tail(store.get, segment_key(state.node, number), state.node, number, envelope)
+        for entry in footer.manifests:
+            ref = ManifestRef(state.node, number, entry.offset, entry.length)
+            catalogue[entry.session] = (ref, entry.sequence)
+        for name in footer.removed:
+            catalogue[name] = (None, 0)
+    return catalogue
+
+
+def require_conditional_writes(conditional: bool | None, *, single_node: bool, where: str) -> None:
+    """Raises RemoteUnsuitable on an endpoint where nodes can't be kept apart, unless the operator vouches for it."""
+    if not conditional and not single_node:
+        raise RemoteUnsuitable(
+            f"{where} has no conditional writes, so two mounts could not be kept apart: if this is the only one, "
+            "say so with --single-node"
+        )

@@ -1,0 +1,73 @@
+"""Eviction: when the local cache is nearly full, chunks that the remote has make room, least recently used first."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from sessfs.errors import LocalStoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sessfs.local.chunkstore import ChunkReader
+    from sessfs.local.places import Places
+    from sessfs.types import ChunkId
+
+log = logging.getLogger(__name__)
+TICK_S = 1.0
+START_SHARE = 0.9
+STOP_SHARE = 0.8
+BATCH_BYTES = 16 << 20
+
+
+class ChunkEvicter(Protocol):
+    """Removes chunks from the local store."""
+
+    async def evict(self, ids: Sequence[ChunkId]) -> None:
+        """See Sealer."""
+
+
+async def evict_when_full(
+    reader: ChunkReader,
+    places: Places,
+    evicter: ChunkEvicter,
+    used_bytes: Callable[[], int],
+    bound_bytes: int,
+) -> None:
+    """Keep the cache below its bound, for ever, as far as what is in it was uploaded; started once, in the daemon's
+    nursery.
+    """
+    while True:
+        await trio.sleep(TICK_S)
+        used = used_bytes()
+        if used < bound_bytes * START_SHARE:
+            continue
+        try:
+            freed = await _evict(reader, places, evicter, used - int(bound_bytes * STOP_SHARE))
+        except LocalStoreError as exc:
+            log.warning("eviction failed, will be tried again: %s", exc)
+            continue
+        log.info("evicted %d bytes of %d", freed, used)
+
+
+async def _evict(reader: ChunkReader, places: Places, evicter: ChunkEvicter, wanted_bytes: int) -> int:
+    freed = batch_bytes = 0
+    batch: list[ChunkId] = []
+    for frame, length in reader.least_used():
+        if freed + batch_bytes >= wanted_bytes:
+            break
+        ids = reader.chunks_of(frame)
+        if not ids or not all(places.has(cid) for cid in ids):
+            continue
+        batch.extend(ids)
+        batch_bytes += length
+        if batch_bytes >= BATCH_BYTES:
+            await evicter.evict(batch)
+            freed, batch, batch_bytes = freed + batch_bytes, [], 0
+        await trio.lowlevel.checkpoint()
+    if batch:
+        await evicter.evict(batch)
+    return freed + batch_bytes

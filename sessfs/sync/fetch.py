@@ -1,0 +1,248 @@
+"""Chunks from the remote: on demand, several at once by merged range reads, each verified, each fetched by one task.
+
+What was fetched is in memory at once and goes to the local store in the background. A chunk that is damaged here is
+fetched like one that is missing, and replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import trio
+
+from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteMissing, StoreCorrupt
+from sessfs.format.chunk import FrameCodec, verify_chunk
+from sessfs.format.segment import open_frame, segment_key
+from sessfs.local.chunkstore import decode_frame_record
+from sessfs.types import ChunkId, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable, Sequence
+
+    from sessfs.format.envelope import Envelope
+    from sessfs.local.chunkstore import ChunkReader, References
+    from sessfs.local.places import Places, RemotePlace
+    from sessfs.remote.objectstore import ObjectStore
+
+log = logging.getLogger(__name__)
+GAP_BYTES = 128 * 1024
+"""Two frames of a segment this near each other are read in one request: the gap costs less than a request."""
+READ_MAX_BYTES = 4 << 20
+PARALLEL_READS = 8
+MEMORY_BYTES = 24 << 20
+STORE_QUEUE = 64
+START_S = 30.0
+"""The first reads of a session, for this long, are what its next start elsewhere prefetches."""
+QUIET_S = 300.0
+"""After this long without a read, the next one is a start."""
+START_MAX_CHUNKS = 4000
+PREFETCH_CHUNKS = 256
+
+
+class FrameKeeper(Protocol):
+    """Keeps fetched frames in the local store."""
+
+    async def store_frames(self, frames: Sequence[tuple[bytes, Sequence[ChunkId]]], damaged: Sequence[ChunkId]) -> None:
+        """See Sealer."""
+
+
+@dataclass
+class _Start:
+    """One start of a session: monotonic times in seconds, and the chunks read so far, in order."""
+
+    began_s: float
+    last_s: float
+    ids: dict[ChunkId, None]
+    stored: bool = False
+
+
+class _Read(NamedTuple):
+    """One range read: frames of one segment, by offset."""
+
+    node: str
+    segment: int
+    start: int
+    end: int
+    frames: list[tuple[int, int]]
+
+
+def plan_reads(places: Iterable[RemotePlace]) -> list[_Read]:
+    """Few range reads that cover all *places*: near ones together, none over READ_MAX_BYTES unless one frame is."""
+    reads: list[_Read] = []
+    for place in sorted(set(places)):
+        end = place.offset + place.length
+        last = reads[-1] if reads else None
+        if (
+            last is not None
+            and (last.node, last.segment) == (place.node, place.segment)
+            and place.offset - last.end <= GAP_BYTES
+            and end - last.start <= READ_MAX_BYTES
+        ):
+            last.frames.append((place.offset, place.length))
+            reads[-1] = last._replace(end=max(last.end, end))
+        else:
+            reads.append(_Read(place.node, place.segment, place.offset, end, [(place.offset, place.length)]))
+    return reads
+
+
+class RemoteChunks:
+    """The chunk source of a volume with a remote. The request loop alone; `run` in the daemon's nursery."""
+
+    def __init__(
+        self,
+        reader: ChunkReader,
+        places: Places,
+        references: References,
+        store: ObjectStore,
+        envelope: Envelope,
+        hash_key: bytes,
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._reader = reader
+        self._places = places
+        self._references = references
+        self._store = store
+        self._envelope = envelope
+        self._hash_key = hash_key
+        self._codec = FrameCodec()
+        self._memory: OrderedDict[ChunkId, bytes] = OrderedDict()
+        self._memory_bytes = 0
+        self._damaged: set[ChunkId] = set()
+        self._flights: dict[tuple[str, int, int], trio.Event] = {}
+        self._reads = trio.CapacityLimiter(PARALLEL_READS)
+        self._queue_send, self._queue_receive = trio.open_memory_channel[tuple[bytes, list[ChunkId]]](STORE_QUEUE)
+        self._monotonic_s = monotonic_s
+        self._starts: dict[Ino, _Start] = {}
+
+    def note_read(self, session: Ino, cid: ChunkId) -> None:
+        """See ChunkSource: how a session's start is learned, and the chunks it needs first with it."""
+        now = self._monotonic_s()
+        start = self._starts.get(session)
+        if start is None or now - start.last_s > QUIET_S:
+            start = self._starts[session] = _Start(now, now, {})
+        start.last_s = now
+        if now - start.began_s <= START_S and len(start.ids) < START_MAX_CHUNKS:
+            start.ids[cid] = None
+        elif not start.stored:
+            start.stored = True
+            ids = b"".join(start.ids)
+            # A start out of the kernel's cache reads little here, and says nothing of what a cold one needs.
+            if len(ids) * 2 >= len(self._places.startup(session)):
+                self._places.set_startup(session, ids)
+
+    async def prefetch(self, ids: Sequence[ChunkId]) -> None:
+        """Fetch those of *ids* that are not here. Raises as `fetch`."""
+        wanted = [cid for cid in ids if self._places.has(cid) and cid not in self._memory and not self._reader.has(cid)]
+        for first in range(0, len(wanted), PREFETCH_CHUNKS):
+            await self.fetch(wanted[first : first + PREFETCH_CHUNKS])
+
+    def find(self, cid: ChunkId) -> bytes | None:
+        """See ChunkSource. A damaged chunk that the remote has counts as missing."""
+        chunk = self._memory.get(cid)
+        if chunk is not None:
+            return chunk
+        if cid in self._damaged:
+            return None
+        try:
+            return self._reader.find(cid)
+        except StoreCorrupt as exc:
+            if not self._places.has(cid):
+                raise
+            log.warning("%s; fetching it from the remote", exc)
+            self._damaged.add(cid)
+            return None
+
+    async def fetch(self, ids: Collection[ChunkId]) -> None:
+        """See ChunkSource: raises RemoteError when the remote can't be asked, StoreCorrupt when it has them not."""
+        places = []
+        for cid in ids:
+            place = self._places.find(cid)
+            if place is None:
+                raise StoreCorrupt(f"chunk {cid.hex()} is named by a recipe, and neither here nor in the remote")
+            places.append(place)
+        async with trio.open_nursery() as nursery:
+            for read in plan_reads(places):
+                nursery.start_soon(self._read, read)
+
+    async def _read(self, read: _Read) -> None:
+        wanted = [f for f in read.frames if (read.node, read.segment, f[0]) not in self._flights]
+        others = [self._flights[read.node, read.segment, f[0]] for f in read.frames if f not in wanted]
+        if wanted:
+            done = trio.Event()
+            for offset, _ in wanted:
+                self._flights[read.node, read.segment, offset] = done
+            try:
+                await self._read_frames(read, wanted)
+            finally:
+                for offset, _ in wanted:
+                    del self._flights[read.node, read.segment, offset]
+                done.set()
+        for event in others:
+            await event.wait()
+
+    async def _read_frames(self, read: _Read, frames: list[tuple[int, int]]) -> None:
+        start = frames[0][0]
+        end = max(offset + length for offset, length in frames)
+        key = segment_key(read.node, read.segment)
+        try:
+            async with self._reads:
+                blob = await self._store.get(key, start, end - start)
+        except RemoteMissing as exc:
+            raise StoreCorrupt(f"{key} is not in the remote, but a snapshot names it: {exc}") from exc
+        for offset, length in frames:
+            sealed = blob.body[offset - start : offset - start + length]
+            self._take_frame(open_frame(sealed, read.node, read.segment, offset, self._envelope), key)
+            await trio.lowlevel.checkpoint()
+
+    def _take_frame(self, record: bytes, key: str) -> None:
+        entries, payload = decode_frame_record(record)
+        plain = memoryview(self._codec.decode(payload))
+        kept: list[ChunkId] = []
+        offset = 0
+        for cid, length in entries:
+            if self._references.count(cid):
+                try:
+                    verify_chunk(self._hash_key, cid, plain[offset : offset + length])
+                except StoreCorrupt as exc:
+                    raise RemoteCorrupt(f"{key}: {exc}") from exc
+                self._remember(cid, bytes(plain[offset : offset + length]))
+                kept.append(cid)
+            offset += length
+        try:
+            self._queue_send.send_nowait((record, kept))
+        except trio.WouldBlock:
+            # The local store is behind: the chunks stay in memory while there is room, and are fetched again later.
+            return
+
+    def _remember(self, cid: ChunkId, chunk: bytes) -> None:
+        if cid not in self._memory:
+            self._memory[cid] = chunk
+            self._memory_bytes += len(chunk)
+        while self._memory_bytes > MEMORY_BYTES and len(self._memory) > 1:
+            _, dropped = self._memory.popitem(last=False)
+            self._memory_bytes -= len(dropped)
+
+    async def run(self, keeper: FrameKeeper) -> None:
+        """Hand fetched frames to the local store, for ever; started once, in the daemon's nursery."""
+        async for item in self._queue_receive:
+            frames = [item]
+            while len(frames) < STORE_QUEUE:
+                try:
+                    frames.append(self._queue_receive.receive_nowait())
+                except trio.WouldBlock:
+                    break
+            ids = {cid for _, kept in frames for cid in kept}
+            damaged = sorted(ids & self._damaged)
+            try:
+                await keeper.store_frames(frames, damaged)
+            except LocalStoreError as exc:
+                log.warning("fetched chunks could not be kept: %s", exc)
+                continue
+            self._damaged.difference_update(damaged)
+            for cid in ids:
+                dropped = self._memory.pop(cid, None)
+                if dropped is not None:
+                    self._memory_bytes -= len(dropped)

@@ -1,0 +1,300 @@
+"""Sessions from the remote: names as they are listed, a session's tree when it is first looked at, chunks later still.
+
+A session that the remote has and this state does not is a *stub*: a top-level directory whose content is not loaded.
+Unknown is not absent: an error of the remote is raised, never taken for a missing session.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from sessfs.chrome import PathClass, classify
+from sessfs.errors import RemoteCorrupt
+from sessfs.format.manifest import Manifest, ManifestRef, chunk_places, merge
+from sessfs.format.recipe import Recipe
+from sessfs.format.segment import open_manifest, segment_key
+from sessfs.local.places import Published, split_ids
+from sessfs.sync.snapshot import MAX_DEPTH
+from sessfs.types import ROOT_INO, ChunkId, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from sessfs.format.envelope import Envelope
+    from sessfs.format.manifest import NodeRecord
+    from sessfs.local.chunkstore import References
+    from sessfs.local.inodes import Inode, Inodes
+    from sessfs.local.places import Places
+    from sessfs.remote.objectstore import ObjectStore
+
+log = logging.getLogger(__name__)
+DOT_SESSION = b"."
+UNSENT_SUFFIX = b".unsent"
+
+
+class Catalogue(Protocol):
+    """Which sessions the remote has, and where their latest manifests lie."""
+
+    async def resolve(self, name: bytes) -> tuple[ManifestRef | None, int] | None:
+        """(latest manifest, sequence) of the session, None when the remote has no such session. Raises RemoteError."""
+
+    def iter_pages(self) -> AsyncIterator[list[bytes]]:
+        """All session names, page by page. Raises RemoteError."""
+
+
+async def load_manifest(store: ObjectStore, envelope: Envelope, ref: ManifestRef) -> Manifest:
+    """The full manifest that *ref* and its bases amount to. Raises RemoteError."""
+    chain: list[Manifest] = []
+    at: ManifestRef | None = ref
+    while at is not None:
+        if len(chain) > MAX_DEPTH + 1:
+            raise RemoteCorrupt(f"manifest {ref} has more than {MAX_DEPTH} bases")
+        blob = await store.get(segment_key(at.node, at.segment), at.offset, at.length)
+        chain.append(open_manifest(blob.body, at, envelope))
+        at = chain[-1].base
+    chain.reverse()
+    return merge(chain[0], chain[1:])
+
+
+class SessionDirectory:
+    """The top level of a volume with a remote. The request loop alone."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        places: Places,
+        references: References,
+        store: ObjectStore,
+        envelope: Envelope,
+        catalogue: Catalogue,
+        *,
+        clock_ns: Callable[[], int],
+        drop_tree: Callable[[Ino], None],
+        rename: Callable[[bytes, bytes], None],
+    ) -> None:
+        self._inodes = inodes
+        self._places = places
+        self._references = references
+        self._store = store
+        self._envelope = envelope
+        self._catalogue = catalogue
+        self._clock_ns = clock_ns
+        self._drop_tree = drop_tree
+        self._rename = rename
+        self._loading: dict[Ino, trio.Lock] = {}
+        self._complete = False
+        self._unverified: set[Ino] = set()
+        self.stubs: set[Ino] = {ino for ino, p in places.iter_published() if p.stub}
+        """Sessions whose tree is not loaded."""
+        self.loaded: list[tuple[Ino, list[ChunkId]]] = []
+        """Sessions loaded and not yet prefetched, with the chunks to prefetch."""
+
+    def distrust(self) -> None:
+        """Another node has held the prefix since this state was written: compare each session at its next look-up."""
+        self._unverified = {ino for ino, p in self._places.iter_published() if not p.stub}
+        self._complete = False
+
+    async def find(self, name: bytes) -> None:
+        """Make sure that *name* is known here, as a stub at least, if the remote has it. Raises RemoteError."""
+        dentry = self._inodes.find_dentry(ROOT_INO, name)
+        if dentry is not None:
+            if dentry.ino in self._unverified:
+                await self._verify(dentry.ino, name)
+            return
+        if self._complete:
+            return
+        found = await self._catalogue.resolve(name)
+        if found is not None and self._inodes.find_dentry(ROOT_INO, name) is None:
+            self._add_stub(name)
+
+    async def _verify(self, session: Ino, name: bytes) -> None:
+        """Hold a session of this state against the remote's. Where the other node published it since, the remote's
+        takes its place; changes made here that were never published stay, under a name that says so.
+        """
+        found = await self._catalogue.resolve(name)
+        if session not in self._unverified:
+            return
+        self._unverified.discard(session)
+        published = self._places.published(session)
+        if found is not None and published is not None and found[0] is not None:
+            ref = found[0]
+            if published.manifest == (ref.node, ref.segment, ref.offset, ref.length):
+                return
+        changes = self._inodes.changes
+        if changes is not None and session in changes.sessions:
+            kept = self._free_name(name + UNSENT_SUFFIX)
+            log.warning(
+                "session %s was published by another node since; what this one had not sent is now %s",
+                name.decode(errors="replace"),
+                kept.decode(errors="replace"),
+            )
+            self._rename(name, kept)
+            self._places.set_published(session, None)
+            changes.note_whole(session)
+        else:
+            self._drop_tree(session)
+            self._places.set_published(session, None)
+        if found is not None:
+            self._add_stub(name)
+
+    def _free_name(self, wanted: bytes) -> bytes:
+        name, number = wanted, 1
+        while self._inodes.find_dentry(ROOT_INO, name) is not None:
+            number += 1
+            name = wanted + b"-%d" % number
+        return name
+
+    async def verify_all(self) -> None:
+        """Verify every session that has unpublished changes, so that they can be published. Raises RemoteError."""
+        changes = self._inodes.changes
+        for session in list(self._unverified & (changes.sessions.keys() if changes is not None else set())):
+            name = self._inodes.find_session_name(session)
+            if name is not None:
+                await self._verify(session, name)
+
+    async def iter_pages(self) -> AsyncIterator[list[bytes]]:
+        """Names of sessions that were not known here, page by page, each made a stub. Raises RemoteError."""
+        if self._complete:
+            return
+        async for page in self._catalogue.iter_pages():
+            fresh = [name for name in page if name != DOT_SESSION and self._inodes.find_dentry(ROOT_INO, name) is None]
+            for name in fresh:
+                self._add_stub(name)
+            yield fresh
+        self._complete = True
+
+    def _add_stub(self, name: bytes) -> None:
+        root = self._inodes.get(ROOT_INO)
+        changes, self._inodes.changes = self._inodes.changes, None
+        try:
+            stub = self._inodes.create(stat.S_IFDIR | 0o755, root.uid, root.gid, self._clock_ns())
+            stub.session, stub.nlink = stub.ino, 2
+            self._inodes.set_dentry(ROOT_INO, name, stub)
+            root.nlink += 1
+            self._inodes.touch(root)
+        finally:
+            self._inodes.changes = changes
+        self._places.set_published(stub.ino, Published(name, 0, None, stub=True))
+        self.stubs.add(stub.ino)
+
+    async def load(self, session: Ino) -> None:
+        """Load the tree of a stub; fine when it is loaded already. Raises RemoteError, the stub staying one."""
+        lock = self._loading.setdefault(session, trio.Lock())
+        async with lock:
+            if session not in self.stubs:
+                return
+            published = self._places.published(session)
+            name = published.name if published is not None else b""
+            found = await self._catalogue.resolve(name)
+            if found is not None and found[0] is not None:
+                manifest = await load_manifest(self._store, self._envelope, found[0])
+                self._install(session, name, manifest, found[0])
+            else:
+                # Announced by a node that never published it: an empty session.
+                self._places.set_published(session, Published(name, found[1] if found else 0, None))
+            self.stubs.discard(session)
+        self._loading.pop(session, None)
+
+    def _install(self, session: Ino, name: bytes, manifest: Manifest, ref: ManifestRef) -> None:
+        changes, self._inodes.changes = self._inodes.changes, None
+        try:
+            _Installer(self._inodes, self._references, session, manifest).run()
+        finally:
+            self._inodes.changes = changes
+        for cid, (segment, offset, length) in chunk_places(manifest).items():
+            if not self._places.has(cid):
+                self._places.set(segment.node, segment.number, offset, length, [cid])
+        # Inode numbers here are other than in the manifest, so a delta can't build upon it: the next one is full.
+        published = Published(name, manifest.sequence, (ref.node, ref.segment, ref.offset, ref.length), MAX_DEPTH)
+        self._places.set_published(session, published)
+        self._places.set_startup(session, manifest.startup)
+        self.loaded.append((session, split_ids(manifest.startup)))
+
+
+class _Installer:
+    """Turns a full manifest into inodes of this state, under the session's inode."""
+
+    def __init__(self, inodes: Inodes, references: References, session: Ino, manifest: Manifest) -> None:
+        self._inodes = inodes
+        self._references = references
+        self._session = session
+        self._manifest = manifest
+        self._records = {record.ino: record for record in manifest.nodes}
+        self._numbers: dict[int, Ino] = {manifest.root: session}
+        self._children: dict[int, list[tuple[bytes, int]]] = {}
+        for entry in manifest.names:
+            self._children.setdefault(entry.parent, []).append((entry.name, entry.ino))
+        self._validate()
+
+    def _validate(self) -> None:
+        """Nothing is installed of a manifest that does not hang together."""
+        what = f"session {self._manifest.session.decode(errors='replace')}"
+        for entry in self._manifest.names:
+            if entry.ino not in self._records:
+                raise RemoteCorrupt(f"{what}: {entry.name.decode(errors='replace')} names inode {entry.ino}, not there")
+        for record in self._manifest.nodes:
+            if stat.S_ISREG(record.mode) and Recipe(record.recipe).size != record.size:
+                raise RemoteCorrupt(f"{what}: inode {record.ino} has {record.size} bytes and a recipe for another size")
+
+    def run(self) -> None:
+        root = self._inodes.get(self._session)
+        record = self._records.get(self._manifest.root)
+        if record is not None:
+            self._fill(root, record)
+            root.nlink = 2
+        stack: list[tuple[int, Inode]] = [(self._manifest.root, root)]
+        while stack:
+            old, directory = stack.pop()
+            for name, child in self._children.get(old, []):
+                inode = self._place(directory, name, child)
+                if stat.S_ISDIR(inode.mode):
+                    stack.append((child, inode))
+        self._inodes.touch(root)
+
+    def _place(self, directory: Inode, name: bytes, old: int) -> Inode:
+        known = self._numbers.get(old)
+        record = self._records[old]
+        if known is None:
+            inode = self._inodes.create(record.mode, record.uid, record.gid, record.ctime_ns)
+            self._numbers[old] = inode.ino
+            inode.session = self._session
+            inode.parent = directory.ino
+            inode.path_class = classify(name, PathClass(directory.path_class))
+            self._fill(inode, record)
+            if stat.S_ISDIR(record.mode):
+                inode.nlink = 1
+            else:
+                self._inodes.account(self._session, 1, record.size, record.ctime_ns)
+        else:
+            inode = self._inodes.get(known)
+        inode.nlink += 1
+        if stat.S_ISDIR(record.mode):
+            directory.nlink += 1
+            self._inodes.touch(directory)
+        self._inodes.set_dentry(directory.ino, name, inode)
+        self._inodes.touch(inode)
+        return inode
+
+    def _fill(self, inode: Inode, record: NodeRecord) -> None:
+        inode.mode, inode.uid, inode.gid, inode.rdev, inode.size = (
+            record.mode,
+            record.uid,
+            record.gid,
+            record.rdev,
+            record.size,
+        )
+        inode.atime_ns, inode.mtime_ns, inode.ctime_ns = record.atime_ns, record.mtime_ns, record.ctime_ns
+        if record.target is not None:
+            self._inodes.set_target(inode.ino, record.target)
+        for name, value in record.xattrs.items():
+            self._inodes.set_xattr(inode.ino, name, value)
+        if stat.S_ISREG(record.mode) and record.size:
+            recipe = Recipe(record.recipe)
+            self._references.add(recipe.iter_chunks())
+            self._inodes.store_recipe(inode, recipe)
+            inode.cold = [(0, record.size)]
+            inode.allocated = recipe.allocated
