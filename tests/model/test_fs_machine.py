@@ -30,7 +30,7 @@ class PlainFilesystem:
 def _budget(examples: int, steps: int) -> settings:
     """*examples* of *steps* operations; in the soak profile fifty times as many."""
     factor = max(1, settings().max_examples // 100)
-    return settings(max_examples=examples * factor, stateful_step_count=steps)
+    return settings(max_examples=examples * factor, stateful_step_count=steps, report_multiple_bugs=False)
 
 
 def test_machine_finds_no_difference_between_two_plain_directories(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_mount_answers_as_a_plain_directory_does(tmp_path: Path) -> None:
     numbers = itertools.count()
     with Mounted(options=["--seal-idle", "300ms"]) as mounted:
         run_state_machine_as_test(
-            lambda: FsMachine(mounted, tmp_path, next(numbers)), settings=_budget(examples=40, steps=80)
+            lambda: FsMachine(mounted, tmp_path, next(numbers)), settings=_budget(examples=90, steps=80)
         )
         mounted.umount()
         mounted.fsck()
