@@ -26,6 +26,9 @@ if TYPE_CHECKING:
         requests: Counter[str]
         faults: Faults | None
 
+        def read_only_reason(self) -> str | None:
+            """Why nothing may be changed, None while it may."""
+
 
 S = TypeVar("S", bound="Guarded")
 P = ParamSpec("P")
@@ -57,6 +60,20 @@ def faults_from_environment() -> Faults | None:
     """The faults asked for, or None."""
     spec = os.environ.get(FAULT_VARIABLE)
     return Faults(spec) if spec else None
+
+
+def changing(
+    function: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """`handler`, for a handler that changes the tree: EROFS while the volume is read-only."""
+
+    async def refused(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self.read_only_reason() is not None:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        return await function(self, *args, **kwargs)
+
+    functools.update_wrapper(refused, function)
+    return handler(refused)
 
 
 def handler(

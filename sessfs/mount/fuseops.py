@@ -9,20 +9,19 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import pyfuse3
-import trio
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError, Operations
+from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from sessfs.chrome import wants_direct_io
-from sessfs.mount.boundary import faults_from_environment, handler
-from sessfs.types import Ino
+from sessfs.mount.adapter import BLOCK_BYTES, CACHE_TIMEOUT_S, Adapter
+from sessfs.mount.boundary import changing, handler
+from sessfs.types import ROOT_INO, Ino
 from sessfs.vfs.namespace import NAME_MAX_BYTES, Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from pyfuse3 import (
         FileHandleT,
@@ -37,82 +36,35 @@ if TYPE_CHECKING:
         XAttrNameT,
     )
 
-    from sessfs.local.inodes import Inode
+    from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
-
-CACHE_TIMEOUT_S = 86_400.0
-BLOCK_BYTES = 4096
-SECTOR_BYTES = 512
 
 
 class _DirHandle:
     """One open directory: the names as they were when it was opened or rewound."""
 
-    __slots__ = ("ino", "names")
+    __slots__ = ("ino", "names", "pages")
 
     def __init__(self, ino: Ino) -> None:
         self.ino = ino
         self.names: list[bytes] = []
+        self.pages: AsyncIterator[list[bytes]] | None = None
 
 
-class SessionOperations(Operations):
+class SessionOperations(Adapter):
     """pyfuse3's handlers over a Volume."""
 
-    enable_writeback_cache = True
-    supports_dot_lookup = True
-
-    def __init__(self, volume: Volume, clock_ns: Callable[[], int]) -> None:
-        super().__init__()
-        self._inodes = volume.inodes
-        self._names = volume.namespace
-        self._renames = volume.renames
-        self._xattrs = volume.xattrs
-        self._fileio = volume.fileio
-        self._committer = volume.committer
-        self._space = volume.space
-        self._clock_ns = clock_ns
+    def __init__(self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None = None) -> None:
+        super().__init__(volume, clock_ns, sessions)
         self._dirs: dict[int, _DirHandle] = {}
         self._next_dir = 1
-        self.requests: Counter[str] = Counter()
-        """Requests served so far, by kind."""
-        self.faults = faults_from_environment()
-        self.started = trio.Event()
-        """Set once the kernel has said hello: from then on the mount answers."""
-
-    def init(self) -> None:
-        """Called by pyfuse3 for the kernel's first request."""
-        self.started.set()
-
-    # -- translating
-
-    def _attributes(self, inode: Inode) -> EntryAttributes:
-        entry = EntryAttributes()
-        entry.st_ino = inode.ino
-        entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
-        entry.st_mode = inode.mode
-        entry.st_nlink = inode.nlink
-        entry.st_uid = inode.uid
-        entry.st_gid = inode.gid
-        entry.st_rdev = inode.rdev
-        entry.st_size = inode.size
-        entry.st_blksize = BLOCK_BYTES
-        entry.st_blocks = -(-self._fileio.allocated_bytes(inode) // SECTOR_BYTES)
-        entry.st_atime_ns = inode.atime_ns
-        entry.st_mtime_ns = inode.mtime_ns
-        entry.st_ctime_ns = inode.ctime_ns
-        return entry
-
-    def _entry(self, inode: Inode) -> EntryAttributes:
-        """Attributes in answer to a request that makes the kernel hold one more reference."""
-        attributes = self._attributes(inode)
-        self._inodes.remember(inode.ino)
-        return attributes
 
     # -- names
 
     @handler
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """A missing name is answered by an entry without inode, which the kernel remembers."""
+        await self._reach(Ino(parent_inode), name)
         inode = self._names.lookup(Ino(parent_inode), name)
         if inode is None:
             entry = EntryAttributes()
@@ -126,31 +78,35 @@ class SessionOperations(Operations):
         for ino, count in inode_list:
             self._names.forget(Ino(ino), count)
 
-    @handler
+    @changing
     async def mknod(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """Files of every type but directories and symlinks."""
+        await self._reach(Ino(parent_inode), name)
         return self._entry(self._names.make(Ino(parent_inode), name, mode, Owner(ctx.uid, ctx.gid), rdev))
 
-    @handler
+    @changing
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         """A directory."""
+        await self._reach(Ino(parent_inode), name)
         mode_bits = stat.S_IFDIR | stat.S_IMODE(mode)
         return self._entry(self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid)))
 
-    @handler
+    @changing
     async def symlink(
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """A symlink."""
+        await self._reach(Ino(parent_inode), name)
         return self._entry(self._names.make_symlink(Ino(parent_inode), name, target, Owner(ctx.uid, ctx.gid)))
 
-    @handler
+    @changing
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """One more name."""
+        await self._reach(Ino(new_parent_inode), new_name)
         return self._entry(self._names.link(Ino(inode), Ino(new_parent_inode), new_name))
 
     @handler
@@ -158,17 +114,19 @@ class SessionOperations(Operations):
         """The symlink's target."""
         return self._names.read_link(Ino(inode))
 
-    @handler
+    @changing
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a name."""
+        await self._reach(Ino(parent_inode), name)
         self._names.unlink(Ino(parent_inode), name)
 
-    @handler
+    @changing
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove an empty directory."""
+        await self._reach(Ino(parent_inode), name)
         self._names.rmdir(Ino(parent_inode), name)
 
-    @handler
+    @changing
     async def rename(
         self,
         parent_inode_old: InodeT,
@@ -179,6 +137,8 @@ class SessionOperations(Operations):
         ctx: RequestContext,
     ) -> None:
         """Rename; the data of a file that takes another's name is flushed before the next commit."""
+        await self._reach(Ino(parent_inode_old), name_old)
+        await self._reach(Ino(parent_inode_new), name_new)
         moved = self._renames.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
         if moved is not None:
             self._fileio.order(moved)
@@ -188,13 +148,15 @@ class SessionOperations(Operations):
     @handler
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Attributes."""
+        await self._reach(Ino(inode))
         return self._attributes(self._names.get(Ino(inode)))
 
-    @handler
+    @changing
     async def setattr(
         self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
     ) -> EntryAttributes:
         """chmod, chown, truncate and utimens; set-id bits go as the kernel leaves it to us to see to."""
+        await self._reach(Ino(inode))
         node = self._names.get(Ino(inode))
         if fields.update_size:
             if not stat.S_ISREG(node.mode):
@@ -221,24 +183,28 @@ class SessionOperations(Operations):
         self._inodes.account(node.session, 0, 0, now)
         return self._attributes(node)
 
-    @handler
+    @changing
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
         """Set an xattr."""
+        await self._reach(Ino(inode))
         self._xattrs.set(Ino(inode), name, value)
 
     @handler
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         """An xattr's value."""
+        await self._reach(Ino(inode))
         return self._xattrs.get(Ino(inode), name)
 
     @handler
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
         """Names of the xattrs."""
+        await self._reach(Ino(inode))
         return self._xattrs.names(Ino(inode))
 
-    @handler
+    @changing
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         """Remove an xattr."""
+        await self._reach(Ino(inode))
         self._xattrs.remove(Ino(inode), name)
 
     @handler
@@ -255,11 +221,12 @@ class SessionOperations(Operations):
 
     # -- files
 
-    @handler
+    @changing
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Create and open."""
+        await self._reach(Ino(parent_inode), name)
         mode_bits = stat.S_IFREG | stat.S_IMODE(mode)
         inode = self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid))
         inode.opens += 1
@@ -271,6 +238,8 @@ class SessionOperations(Operations):
         """Open; O_TRUNC arrives here."""
         node = self._names.get(Ino(inode))
         if flags & os.O_TRUNC:
+            if self.read_only_reason() is not None:
+                raise FUSEError(errno.EROFS)
             await self._fileio.truncate(node, 0)
             if ctx.uid != 0:
                 self._fileio.drop_privileges(node)
@@ -282,7 +251,7 @@ class SessionOperations(Operations):
         """Bytes of the file, fewer only at its end."""
         return await self._fileio.read(self._names.get(Ino(fh)), off, size)
 
-    @handler
+    @changing
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """Write all of *buf*."""
         return await self._fileio.write(self._names.get(Ino(fh)), off, buf)
@@ -312,6 +281,7 @@ class SessionOperations(Operations):
     @handler
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Open a directory."""
+        await self._reach(Ino(inode))
         number = self._next_dir
         self._next_dir += 1
         self._dirs[number] = _DirHandle(Ino(inode))
@@ -323,15 +293,30 @@ class SessionOperations(Operations):
         directory = self._dirs[fh]
         if start_id == 0:
             directory.names = [b".", b"..", *self._names.list_names(directory.ino)]
-        for position in range(start_id, len(directory.names)):
+            if directory.ino == ROOT_INO and self._sessions is not None:
+                directory.pages = self._sessions.iter_pages()
+        position = start_id
+        while position < len(directory.names) or await self._turn_page(directory):
             name = directory.names[position]
             inode = self._names.lookup(directory.ino, name)
+            position += 1
             if inode is None:
                 continue
-            if not pyfuse3.readdir_reply(token, name, self._attributes(inode), position + 1):
+            if not pyfuse3.readdir_reply(token, name, self._attributes(inode), position):
                 return
-            if position >= 2:
+            if position > 2:
                 self._inodes.remember(inode.ino)
+
+    async def _turn_page(self, directory: _DirHandle) -> bool:
+        """Take in the next names that only the remote has; False when there are no more."""
+        while directory.pages is not None:
+            page = await anext(directory.pages, None)
+            if page is None:
+                directory.pages = None
+            elif page:
+                directory.names.extend(page)
+                return True
+        return False
 
     @handler
     async def releasedir(self, fh: FileHandleT) -> None:

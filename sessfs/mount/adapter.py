@@ -1,0 +1,95 @@
+"""The base of the FUSE adapter: translating inodes, and reaching for what only the remote has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import trio
+from pyfuse3 import EntryAttributes, Operations
+
+from sessfs.mount.boundary import faults_from_environment
+from sessfs.types import ROOT_INO, Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sessfs.local.inodes import Inode
+    from sessfs.sync.restore import SessionDirectory
+    from sessfs.vfs.volume import Volume
+
+CACHE_TIMEOUT_S = 86_400.0
+BLOCK_BYTES = 4096
+SECTOR_BYTES = 512
+
+
+class Adapter(Operations):
+    """What the handlers share: the volume's parts, and the translation of inodes into attributes."""
+
+    enable_writeback_cache = True
+    supports_dot_lookup = True
+
+    def __init__(self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None = None) -> None:
+        super().__init__()
+        self._volume = volume
+        self._sessions = sessions
+        self._inodes = volume.inodes
+        self._names = volume.namespace
+        self._renames = volume.renames
+        self._xattrs = volume.xattrs
+        self._fileio = volume.fileio
+        self._committer = volume.committer
+        self._space = volume.space
+        self._clock_ns = clock_ns
+        self.requests: Counter[str] = Counter()
+        """Requests served so far, by kind."""
+        self.faults = faults_from_environment()
+        self.started = trio.Event()
+        """Set once the kernel has said hello: from then on the mount answers."""
+
+    def init(self) -> None:
+        """Called by pyfuse3 for the kernel's first request."""
+        self.started.set()
+
+    def read_only_reason(self) -> str | None:
+        """Why nothing may be changed, None while it may."""
+        return self._volume.read_only_reason
+
+    async def _reach(self, ino: Ino, name: bytes | None = None) -> None:
+        """Have what the remote knows of an inode, or of a name in a directory, here before it is looked at."""
+        if self._sessions is None:
+            return
+        if ino in self._sessions.stubs:
+            await self._sessions.load(ino)
+        if ino == ROOT_INO and name is not None:
+            await self._sessions.find(name)
+            dentry = self._inodes.find_dentry(ROOT_INO, name)
+            if dentry is not None and dentry.ino in self._sessions.stubs:
+                await self._sessions.load(dentry.ino)
+
+    # -- translating
+
+    def _attributes(self, inode: Inode) -> EntryAttributes:
+        entry = EntryAttributes()
+        entry.st_ino = inode.ino
+        entry.entry_timeout = entry.attr_timeout = CACHE_TIMEOUT_S
+        entry.st_mode = inode.mode
+        entry.st_nlink = inode.nlink
+        entry.st_uid = inode.uid
+        entry.st_gid = inode.gid
+        entry.st_rdev = inode.rdev
+        entry.st_size = inode.size
+        entry.st_blksize = BLOCK_BYTES
+        entry.st_blocks = -(-self._fileio.allocated_bytes(inode) // SECTOR_BYTES)
+        entry.st_atime_ns = inode.atime_ns
+        entry.st_mtime_ns = inode.mtime_ns
+        entry.st_ctime_ns = inode.ctime_ns
+        if self._sessions is not None and inode.ino in self._sessions.stubs:
+            entry.attr_timeout = 0
+        return entry
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        """Attributes in answer to a request that makes the kernel hold one more reference."""
+        attributes = self._attributes(inode)
+        self._inodes.remember(inode.ino)
+        return attributes
