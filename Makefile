@@ -7,6 +7,8 @@ MOUNTPOINT := .whatsapp-sessions
 OPT := /opt/sessfs
 BIN := /usr/local/bin
 SBIN := /sbin
+# Tests mount, kill daemons and cut the power of disks: they need root.
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -H env "PATH=$$PATH")
 
 .PHONY: help run stop test lint soak fuzz bench bench-full install uninstall clean
 
@@ -30,7 +32,7 @@ stop:
 test:
 	@scripts/bootstrap.sh test
 	@$(MAKE) --no-print-directory lint
-	$(PYTHON) -m pytest
+	$(AS_ROOT) $(PYTHON) -m pytest
 
 lint:
 	@scripts/bootstrap.sh test
@@ -41,20 +43,20 @@ lint:
 # Hours: the state machines and the crash tests, with many more examples.
 soak:
 	@scripts/bootstrap.sh test
-	$(PYTHON) -m pytest --hypothesis-profile=soak tests/model tests/crash tests/fault
+	$(AS_ROOT) $(PYTHON) -m pytest --hypothesis-profile=soak tests/model tests/crash tests/fault
 
 # As long as you like: decoders and rules against random input.
 fuzz:
 	@scripts/bootstrap.sh test
-	$(PYTHON) -m pytest --hypothesis-profile=soak tests/unit
+	$(AS_ROOT) $(PYTHON) -m pytest --hypothesis-profile=soak tests/unit
 
 bench:
 	@scripts/bootstrap.sh test
-	$(PYTHON) bench/run.py
+	$(AS_ROOT) $(PYTHON) bench/run.py
 
 bench-full:
 	@scripts/bootstrap.sh test
-	$(PYTHON) bench/run.py --full
+	$(AS_ROOT) $(PYTHON) bench/run.py --full
 
 install:
 	@[ "$$(id -u)" = 0 ] || { echo "make install needs root" >&2; exit 1; }
@@ -72,5 +74,5 @@ uninstall:
 	rm -rf $(OPT)
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/e2e/node_modules
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	$(AS_ROOT) rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/e2e/node_modules
+	$(AS_ROOT) find . -name __pycache__ -type d -prune -exec rm -rf {} +

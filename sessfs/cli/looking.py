@@ -83,6 +83,8 @@ def _for_people(key: str, value: Any) -> str:
         return output.format_duration(value)
     if key.endswith("_ratio"):
         return f"{value:.2f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items())
     return str(value)
 
 

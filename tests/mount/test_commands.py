@@ -236,6 +236,7 @@ def test_status_for_people_has_units(mount: Mounted) -> None:
     shown = mount.sessfs("status", str(mount.path)).stdout
     assert re.search(r"^memory +\d+\.\d MiB$", shown, re.MULTILINE)
     assert re.search(r"^uptime +[\d.]+ s$", shown, re.MULTILINE)
+    assert re.search(r"^requests +\w+ \d+, ", shown, re.MULTILINE)
 
 
 def test_sessions_lists_each_with_what_only_it_has(mount: Mounted) -> None:
