@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SLOT_BYTES = 4096
 N_SLOTS = 200
 LOG_SEED = 99
+EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 def slot_content(slot: int, version: int) -> bytes:
@@ -33,8 +34,8 @@ def slot_content(slot: int, version: int) -> bytes:
 
 
 def appended_content(length: int) -> bytes:
-    """Return the first *length* bytes of what is appended to `log`."""
-    return random.Random(LOG_SEED).randbytes(length)
+    """Return the first *length* bytes, at most 4 MiB, of what is appended to `log`."""
+    return random.Random(LOG_SEED).randbytes(4 << 20)[:length]
 
 
 class Workload:
@@ -67,6 +68,11 @@ class Workload:
         self._database.execute("pragma synchronous=full")
         self._database.execute("create table t(n integer primary key, b)")
         self._rows = 0
+        for number in range(8):
+            # They exist from the start: only a rename over an existing name orders the new content before itself.
+            self._write(f"replace{number}", b"", sync=True)
+            self._say(k="begin", id=-1 - number, kind="replace_sync", path=f"replace{number}", digest=EMPTY)
+            self._say(k="done", id=-1 - number, t=0.0)
         os.mkdir(self._directory / "chain")
         (self._directory / "chain" / "token0").touch()
         os.fsync(self._dir_fd)

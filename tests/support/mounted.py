@@ -255,6 +255,11 @@ class Mounted:
         left = wait_gone(processes, 10)
         assert not left, f"processes outlive the daemon's SIGKILL by 10 s: {left}"
 
+    def detach(self) -> None:
+        """Take the dead mount of a killed daemon away, so that nothing uses its state directory any more."""
+        for _ in mount_lines(self.path):
+            posix.umount2(self.path, posix.MNT_DETACH)
+
     def seal(self) -> None:
         """Turn every hot file that is quiet enough into chunks now; on return that has happened."""
         self.control("seal", {}, timeout_s=60)

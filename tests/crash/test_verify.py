@@ -1,0 +1,101 @@
+"""The judge must acquit a directory that nothing happened to, and convict each kind of damage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.crash.harness import Running
+from tests.crash.verify import Log, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The directory and the log of a workload that ran for a second on a plain filesystem."""
+    base = tmp_path_factory.mktemp("verify")
+    running = Running(base / "w", base / "log", 7)
+    running.start()
+    time.sleep(1.0)
+    running.stop()
+    return base / "w", base / "log"
+
+
+def _lose_a_file(directory: Path) -> None:
+    os.unlink(next(directory.glob("put*")))
+
+
+def _lose_a_replacement(directory: Path) -> None:
+    (directory / "replace3").write_bytes(b"an old version")
+
+
+def _shorten_the_log(directory: Path) -> None:
+    os.truncate(directory / "log", (directory / "log").stat().st_size // 2)
+
+
+def _alter_the_log(directory: Path) -> None:
+    with open(directory / "log", "r+b") as file:
+        file.seek(10)
+        file.write(b"\0\0\0\0")
+
+
+def _alter_a_slot(directory: Path) -> None:
+    with open(directory / "slots", "r+b") as file:
+        file.seek(5000)
+        file.write(bytes(100))
+
+
+def _lose_rows(directory: Path) -> None:
+    with closing(sqlite3.connect(directory / "rows.db")) as database:
+        database.execute("delete from t where n = 2")
+        database.commit()
+
+
+def _break_the_chain(directory: Path) -> None:
+    os.rmdir(directory / "chain" / "d2")
+
+
+def _set_the_chain_back(directory: Path) -> None:
+    shutil.rmtree(directory / "chain")
+    (directory / "chain").mkdir()
+    (directory / "chain" / "token0").touch()
+
+
+def _bring_a_file_back(directory: Path) -> None:
+    (directory / "put999999").touch()
+
+
+def test_untouched_directory_is_acquitted_also_with_everything_promised(finished: tuple[Path, Path]) -> None:
+    directory, log = finished
+    assert verify(directory, Log(log, time.monotonic(), 0.0)) == []
+    assert Log(log, time.monotonic(), None).n_promised() > 50
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _lose_a_file,
+        _lose_a_replacement,
+        _shorten_the_log,
+        _alter_the_log,
+        _alter_a_slot,
+        _lose_rows,
+        _break_the_chain,
+        _set_the_chain_back,
+        _bring_a_file_back,
+    ],
+)
+def test_damage_is_found(finished: tuple[Path, Path], tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    directory, log = finished
+    shutil.copytree(directory, tmp_path / "w")
+    damage(tmp_path / "w")
+    assert len(verify(tmp_path / "w", Log(log, time.monotonic(), 0.0))) >= 1
