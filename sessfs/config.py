@@ -29,6 +29,8 @@ DEFAULT_FILE = Path("/etc/sessfs.toml")
 
 ENV_PREFIX = "SESSFS_"
 TEST_PREFIX = "SESSFS_TEST_"
+NOT_SETTINGS = ("SESSFS_CONFIG", "SESSFS_KEY", "SESSFS_NEW_KEY")
+"""Variables with a meaning of their own: the settings file, and secrets, which no settings file should hold."""
 """Variables with this prefix are never settings: tests may use them."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -63,7 +65,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     mount_options: tuple[str, ...] = ()
     """For FUSE, such as `allow_other` and `ro`; already checked against MOUNT_OPTIONS."""
     remote: str | None = None
-    """`s3://BUCKET/PREFIX`; None: the local store alone."""
+    """`s3://BUCKET/PREFIX` or `file:///DIRECTORY`; None: the local store alone."""
     endpoint_url: str | None = None
     region: str | None = None
     path_style: bool = False
@@ -75,6 +77,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     key_file: Path | None = None
     single_node: bool = False
     take_over: bool = False
+    stale_s: float = 30.0
+    """With take_over: how long another node's heartbeat must have stood still before it is fenced."""
+    unmount_timeout_s: float = 30.0
+    """How long an unmount waits for the remote to take what is pending; the rest goes on at the next mount."""
     upload_caches: bool = False
     grace_s: float = 7 * 86400.0
     """Collection deletes nothing in the remote that is younger."""
@@ -190,8 +196,8 @@ def _log_level(value: object) -> str:
 
 def _remote(value: object) -> str:
     url = _text(value)
-    if not re.fullmatch(r"s3://[^/]{3,}(/.*)?", url):
-        raise ValueError(f"{url!r} is not of the form s3://BUCKET/PREFIX")
+    if not re.fullmatch(r"s3://[^/]{3,}(/.*)?|file:///.+", url):
+        raise ValueError(f"{url!r} is not of the form s3://BUCKET/PREFIX or file:///DIRECTORY")
     return url.rstrip("/")
 
 
@@ -223,6 +229,8 @@ def _table() -> dict[str, _Setting]:
         _Setting("key_file", "key_file", _path),
         _Setting("single_node", "single_node", _switch),
         _Setting("take_over", "take_over", _switch),
+        _Setting("stale", "stale_s", _positive_duration),
+        _Setting("unmount_timeout", "unmount_timeout_s", _positive_duration),
         _Setting("upload_caches", "upload_caches", _switch),
         _Setting("grace", "grace_s", parse_duration),
         _Setting("commit_interval", "commit_interval_s", _positive_duration),
@@ -300,7 +308,7 @@ def _env_values(env: Mapping[str, str]) -> dict[str, object]:
     return {
         name.removeprefix(ENV_PREFIX).lower(): value
         for name, value in env.items()
-        if name.startswith(ENV_PREFIX) and not name.startswith(TEST_PREFIX) and name != "SESSFS_CONFIG"
+        if name.startswith(ENV_PREFIX) and not name.startswith(TEST_PREFIX) and name not in NOT_SETTINGS
     }
 
 

@@ -42,7 +42,7 @@ Options = Annotated[
     ),
 ]
 Remote = Annotated[
-    str | None, typer.Option(metavar="URL", help="Write back to s3://BUCKET/PREFIX [default: local only].")
+    str | None, typer.Option(metavar="URL", help="Write back to s3://BUCKET/PREFIX or file:///DIRECTORY [default: local only].")
 ]
 Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="The S3 service, if it is not AWS.")]
 Region = Annotated[str | None, typer.Option(metavar="NAME", help="The region of the bucket.")]
@@ -62,6 +62,14 @@ SingleNode = Annotated[
     typer.Option("--single-node", help="Promise that no other node mounts URL; for S3 without conditional writes."),
 ]
 TakeOver = Annotated[bool, typer.Option("--take-over", help="Fence the node that holds the sessions, and take them.")]
+Stale = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="How long its heartbeat must have stood still for --take-over [default: 30s]."),
+]
+UnmountTimeout = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Longest that an unmount waits for uploads; the rest waits [default: 30s]."),
+]
 UploadCaches = Annotated[bool, typer.Option("--upload-caches", help="Upload Chrome's caches too.")]
 Grace = Annotated[
     str | None, typer.Option(metavar="TIME", help="Collection spares remote objects younger than this [default: 7d].")
@@ -92,6 +100,8 @@ def mount(
     key_file: KeyFile = None,
     single_node: SingleNode = False,
     take_over: TakeOver = False,
+    stale: Stale = None,
+    unmount_timeout: UnmountTimeout = None,
     upload_caches: UploadCaches = False,
     grace: Grace = None,
     commit_interval: CommitInterval = None,

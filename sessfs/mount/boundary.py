@@ -35,11 +35,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-FAULT_VARIABLE = "SESSFS_FAULT"
+FAULT_VARIABLE = "SESSFS_TEST_FAULT"
 
 
 class Faults:
-    """Faults asked for by SESSFS_FAULT=<handler>:<exception>:<count>, for tests: the first *count* calls fail so."""
+    """Faults asked for by SESSFS_TEST_FAULT=<handler>:<exception>:<count>, for tests: the first *count* calls fail so."""
 
     def __init__(self, spec: str) -> None:
         handler, name, count = spec.split(":")

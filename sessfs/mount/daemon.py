@@ -20,18 +20,27 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 import trio
 
+from sessfs.chrome import PathClass
 from sessfs.config import Settings, cache_bound_bytes
-from sessfs.errors import SessfsError, StartFailed
+from sessfs.errors import SessfsError, StartFailed, UsageError
+from sessfs.local.state import read_hash_key
 from sessfs.mount import handshake
 from sessfs.mount.control import ControlServer
 from sessfs.mount.fuseops import SessionOperations
+from sessfs.mount.node_gate import NodeGate
+from sessfs.mount.remote_side import RemoteSide
 from sessfs.mount.reports import sessions_report, status_report
-from sessfs.vfs.volume import Volume
+from sessfs.mount.repository import CachedState, opened_repository
+from sessfs.sync.fetch import RemoteChunks
+from sessfs.vfs.volume import RemoteHooks, Volume
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sessfs.local.chunkstore import ChunkReader, References
+    from sessfs.local.places import Places
     from sessfs.mount.control import Progress, Verb
+    from sessfs.mount.repository import Repository
 
 log = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
@@ -57,20 +66,27 @@ def escape_option(value: str) -> str:
 class Daemon:
     """One mount, from start to end."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, repository: Repository | None, cached: CachedState) -> None:
         self._settings = settings
         self._started_s = time.monotonic()
-        state = settings.state_dir
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._gate = NodeGate(cached.node_name()) if repository is not None else None
+        self._chunks: RemoteChunks | None = None
+        self._repository = repository
         self._volume = Volume(
-            state,
+            settings.state_dir,
             commit_interval_s=settings.commit_interval_s,
             seal_idle_s=settings.seal_idle_s,
             cache_bound_bytes=self._bound(),
             clock_ns=time.time_ns,
             monotonic_s=time.monotonic,
+            hash_key=repository.hash_key if repository is not None else None,
+            remote=self._hooks(),
         )
-        self._operations = SessionOperations(self._volume, time.time_ns)
+        self._remote: RemoteSide | None = None
+        if repository is not None and self._gate is not None and self._chunks is not None:
+            self._remote = RemoteSide(repository, self._gate, self._chunks, self._volume, settings)
+        sessions = self._remote.sessions if self._remote is not None else None
+        self._operations = SessionOperations(self._volume, time.time_ns, sessions)
 
     def _bound(self) -> int:
         state = self._settings.state_dir
@@ -78,9 +94,30 @@ class Daemon:
         used = sum(f.stat().st_blocks * 512 for f in state.rglob("*") if f.is_file())
         return cache_bound_bytes(self._settings, free_bytes=disk.f_bavail * disk.f_frsize, used_bytes=used)
 
+    def _hooks(self) -> RemoteHooks | None:
+        repository = self._repository
+        if repository is None:
+            return None
+
+        def make_chunks(reader: ChunkReader, places: Places, references: References, hash_key: bytes) -> RemoteChunks:
+            self._chunks = RemoteChunks(
+                reader,
+                places,
+                references,
+                repository.remote.store,
+                repository.envelope,
+                hash_key,
+                monotonic_s=time.monotonic,
+            )
+            return self._chunks
+
+        return RemoteHooks(make_chunks, PathClass.CACHE if self._settings.upload_caches else PathClass.TRAVELS)
+
     async def run(self, ready: Ready) -> None:
         """Mount, say so on *ready*, serve until unmounted, close."""
         await self._volume.start(os.getuid(), os.getgid())
+        if self._remote is not None:
+            await self._remote.start()
         try:
             pyfuse3.init(self._operations, str(self._settings.mountpoint), fuse_options(self._settings))
         except RuntimeError as exc:
@@ -88,12 +125,17 @@ class Daemon:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._volume.run)
+                if self._remote is not None:
+                    nursery.start_soon(self._remote.run)
                 await nursery.start(ControlServer(self._settings.state_dir, self._verbs()).run)
                 nursery.start_soon(self._watch_signals)
                 nursery.start_soon(self._announce, ready)
                 await handshake.serve()
                 log.info("unmounted, closing the state")
                 await self._volume.close()
+                if self._remote is not None:
+                    await self._remote.close(self._settings.unmount_timeout_s)
+                    await self._volume.close()
                 nursery.cancel_scope.cancel()
         finally:
             pyfuse3.close(unmount=False)
@@ -109,10 +151,8 @@ class Daemon:
             async for number in signals:
                 log.info("signal %d: unmounting", number)
                 command = [sys.executable, "-P", "-m", "sessfs.mount.detach", str(self._settings.mountpoint)]
-                process = await trio.lowlevel.open_process(command, cwd="/")
-                await process.wait()
-                with trio.move_on_after(GRACE_S):
-                    await trio.sleep_forever()
+                await trio.run_process(command, cwd="/", check=False)
+                await trio.sleep(GRACE_S)
                 log.warning("files are still open after %.0f s: ending anyway", GRACE_S)
                 pyfuse3.terminate()
 
@@ -123,10 +163,12 @@ class Daemon:
             "seal": self._seal,
             "sessions": self._sessions,
             "open_files": self._open_files,
+            "sync": self._sync,
         }
 
     async def _status(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        return status_report(self._volume, time.monotonic() - self._started_s, self._operations.requests)
+        uptime_s = time.monotonic() - self._started_s
+        return status_report(self._volume, uptime_s, self._operations.requests, self._remote)
 
     async def _commit(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         await self._volume.commit_all()
@@ -139,10 +181,17 @@ class Daemon:
         return {}
 
     async def _sessions(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        return await sessions_report(self._volume)
+        return await sessions_report(self._volume, self._remote)
 
     async def _open_files(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         return {"inodes": self._volume.inodes.count_open()}
+
+    async def _sync(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        await self._volume.commit_all()
+        if self._remote is None:
+            raise UsageError("this mount has no remote to sync to: mount with --remote URL")
+        await self._remote.sync(progress)
+        return {}
 
 
 class Ready:
@@ -167,6 +216,14 @@ class Ready:
         self._fd = None
 
 
+async def serve(settings: Settings, ready: Ready) -> None:
+    """Run the daemon of *settings* until it is unmounted. Raises SessfsError when it can't be mounted."""
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    cached = CachedState(settings.state_dir, read_hash_key(settings.state_dir))
+    async with opened_repository(settings, cached) as repository:
+        await Daemon(settings, repository, cached).run(ready)
+
+
 def _raise_file_limit() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536) if hard > 0 else 65_536, hard))
@@ -187,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.umask(0o077)
         _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        trio.run(Daemon(settings).run, ready)
+        trio.run(serve, settings, ready)
     except SessfsError as exc:
         log.error("%s", exc)
         ready.fail(str(exc), exc.exit_code)

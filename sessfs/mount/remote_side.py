@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sessfs.config import Settings
+    from sessfs.mount.control import Progress
     from sessfs.remote.node import Node
     from sessfs.sync.fetch import RemoteChunks
     from sessfs.vfs.volume import Volume
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FLUSH_TIMEOUT_S = 20.0
 PREFETCH_POLL_S = 0.1
+PROGRESS_S = 0.25
 
 
 async def flush_kernel(mountpoint: Path) -> None:
@@ -149,12 +151,26 @@ class RemoteSide:
                     await self._chunks.prefetch(ids)
             await trio.sleep(PREFETCH_POLL_S)
 
-    async def sync(self) -> None:
-        """Return once everything acknowledged so far is in the remote. Raises Unsynced naming what is not."""
+    async def sync(self, progress: Progress) -> None:
+        """Return once everything acknowledged so far is in the remote; meanwhile *progress* gets the bytes done and to
+        do. Raises Unsynced naming what is not.
+        """
         try:
-            await self.writeback.publish()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._show_progress, progress)
+                await self.writeback.publish()
+                nursery.cancel_scope.cancel()
         except SessfsError as exc:
             raise Unsynced(f"not everything is in the remote: {exc}; still here only: {self._dirty_names()}") from exc
+
+    async def _show_progress(self, progress: Progress) -> None:
+        statistics = self._repository.remote.store.statistics
+        start = statistics().bytes_up
+        while True:
+            pending = self.status()["at_risk_bytes"]
+            done = statistics().bytes_up - start
+            await progress({"uploaded_bytes": done, "pending_bytes": pending})
+            await trio.sleep(PROGRESS_S)
 
     def _dirty_names(self) -> str:
         names = [self._volume.inodes.find_session_name(s) or b"." for s in self._changes.sessions]

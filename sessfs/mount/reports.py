@@ -12,6 +12,9 @@ import msgspec
 from sessfs.sessions.usage import list_sessions, measure_session
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sessfs.mount.remote_side import RemoteSide
     from sessfs.vfs.volume import Volume
 
 
@@ -26,7 +29,9 @@ def memory_bytes(pid: int) -> int:
     return 0
 
 
-def status_report(volume: Volume, uptime_s: float, requests: dict[str, int]) -> dict[str, Any]:
+def status_report(
+    volume: Volume, uptime_s: float, requests: Mapping[str, int], remote: RemoteSide | None
+) -> dict[str, Any]:
     """The keys of `sessfs status --json`, but for mountpoint and state directory."""
     totals = volume.reader.totals()
     sessions = files = logical = 0
@@ -51,7 +56,8 @@ def status_report(volume: Volume, uptime_s: float, requests: dict[str, int]) -> 
         "cache_bytes": hot + totals.stored_bytes,
         "memory_bytes": sum(memory_bytes(pid) for pid in pids),
         "requests": dict(sorted(requests.items())),
-        "warnings": warnings(volume),
+        **(remote.status() if remote is not None else {}),
+        "warnings": warnings(volume) + (remote.warnings() if remote is not None else []),
     }
 
 
@@ -71,10 +77,12 @@ def warnings(volume: Volume) -> list[str]:
     return found
 
 
-async def sessions_report(volume: Volume) -> dict[str, Any]:
+async def sessions_report(volume: Volume, remote: RemoteSide | None) -> dict[str, Any]:
     """The answer behind `sessfs sessions`."""
-    rows = [
-        msgspec.to_builtins(await measure_session(volume.inodes, volume.references, name, session))
-        for name, session in list_sessions(volume.inodes)
-    ]
+    rows = []
+    for name, session in list_sessions(volume.inodes):
+        row = msgspec.to_builtins(await measure_session(volume.inodes, volume.references, name, session))
+        if remote is not None:
+            row |= remote.session_risk(session)
+        rows.append(row)
     return {"sessions": rows}

@@ -1,8 +1,8 @@
 """This node in the remote: it holds the prefix alone, counts its segments, and knows where each session's latest is.
 
 PREFIX/holder names the one node that may write. Whoever wants it while another node's state is not clean must first
-see that state unchanged for a while (heartbeats change it; no wall clock is compared), then fence it: swap the state for
-one that says so. From then on the fenced node's next swap fails, and nothing it uploads counts any more.
+see that state unchanged for a while (heartbeats change it; no wall clock is compared), then fence it: swap the state
+for one that says so. From then on the fenced node's next swap fails, and nothing it uploads counts any more.
 
 The *catalogue* is what changed since the sessions' own objects were written: session → latest manifest, or None when it
 was removed. It is in the last checkpoint and in the footers of the segments since, and is emptied by `release`.
@@ -15,9 +15,10 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import trio
 
-from sessfs.errors import Fenced, RemoteConflict, RemoteHeld, RemoteMissing, RemoteUnsuitable
+from sessfs.errors import Fenced, RemoteConflict, RemoteCorrupt, RemoteHeld, RemoteMissing, RemoteUnsuitable
 from sessfs.format.manifest import ManifestRef
 from sessfs.format.repository import (
     HOLDER_KEY,
@@ -37,11 +38,10 @@ from sessfs.format.segment import (
     checkpoint_key,
     decode_checkpoint,
     encode_checkpoint,
-    footer_of_tail,
-    segment_key,
     session_key,
     state_key,
 )
+from sessfs.remote.footers import iter_segments, read_segment_footer
 from sessfs.remote.objectstore import iter_keys
 
 if TYPE_CHECKING:
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BEAT_S = 20.0
-STALE_S = 30.0
 CHECKPOINT_EVERY = 16
 RELEASE_PARALLEL = 16
 SWAP_TRIES = 4
@@ -115,10 +114,10 @@ class Node:
 
     # -- the state
 
-    async def _swap(self, **changes: object) -> None:
+    async def _swap(self, **changes: int | bool) -> None:
         """Swap the state for one with *changes* and the next beat. Raises Fenced when it is no longer this node's."""
         async with self._swapping:
-            state = _replace(self._state, beat=self._state.beat + 1, **changes)
+            state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, **changes)
             for _ in range(SWAP_TRIES):
                 try:
                     self._etag = await self._store.put_if(state_key(self.name), encode_state(state), self._etag)
@@ -246,11 +245,6 @@ class Node:
         yield page
 
 
-def _replace(state: NodeState, **changes: object) -> NodeState:
-    fields = {name: getattr(state, name) for name in state.__struct_fields__}
-    return NodeState(**{**fields, **changes})
-
-
 async def open_node(
     store: ObjectStore,
     envelope: Envelope,
@@ -303,7 +297,7 @@ async def _start_incarnation(store: ObjectStore, identity: Identity) -> tuple[No
     except RemoteMissing:
         state = NodeState(node=identity.name, hostname=identity.hostname, incarnation=1)
         return state, await store.put_if(key, encode_state(state), None)
-    state = _replace(
+    state = msgspec.structs.replace(
         (old := decode_state(blob.body)),
         incarnation=old.incarnation + 1,
         beat=old.beat + 1,
@@ -335,7 +329,7 @@ async def _take_from(
             )
         log.info("watching the heartbeat of %s for %.0f s", who, stale_s)
         await trio.sleep(stale_s)
-        fenced = _replace(state, fenced_by=identity.name, beat=state.beat + 1)
+        fenced = msgspec.structs.replace(state, fenced_by=identity.name, beat=state.beat + 1)
         try:
             await store.put_if(key, encode_state(fenced), blob.etag)
         except RemoteConflict as exc:
@@ -350,13 +344,21 @@ async def _read_catalogue(store: ObjectStore, envelope: Envelope, state: NodeSta
         blob = await store.get(checkpoint_key(state.node, state.last_checkpoint))
         for name, ref, sequence in decode_checkpoint(blob.body, state.node, state.last_checkpoint, envelope).entries:
             catalogue[name] = (ref, sequence)
-    for number in range(state.last_checkpoint + 1, state.last_segment + 1):
-        footer = await footer_of_tail(store.get, segment_key(state.node, number), state.node, number, envelope)
+    expected = state.last_checkpoint
+    async for number, size in iter_segments(store, state.node, state.last_checkpoint):
+        if number > state.last_segment:
+            break
+        expected += 1
+        if number != expected:
+            raise RemoteCorrupt(f"segment {expected} of node {state.node} is missing")
+        footer = await read_segment_footer(store, state.node, number, size, envelope)
         for entry in footer.manifests:
             ref = ManifestRef(state.node, number, entry.offset, entry.length)
             catalogue[entry.session] = (ref, entry.sequence)
         for name in footer.removed:
             catalogue[name] = (None, 0)
+    if expected < state.last_segment:
+        raise RemoteCorrupt(f"segment {expected + 1} of node {state.node} is missing")
     return catalogue
 
 

@@ -8,7 +8,7 @@ draft is released.
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from sessfs.format.manifest import NameRecord, NodeRecord
 from sessfs.types import ROOT_INO, ChunkId, Ino
@@ -27,17 +27,20 @@ MAX_DEPTH = 8
 DOT = b"."
 
 
-class Freezer(Protocol):
-    """What a cut needs of the sealing of files."""
+FrozenT = TypeVar("FrozenT")
 
-    def freeze(self, inodes: Sequence[Inode]) -> list[object]:
+
+class Freezer(Protocol[FrozenT]):
+    """What a cut needs of the sealing of files; *FrozenT* is what it keeps of each."""
+
+    def freeze(self, inodes: Sequence[Inode]) -> list[FrozenT]:
         """Keep the hot files of *inodes* as they are now."""
 
-    async def seal_frozen(self, frozen: Sequence[object]) -> Mapping[Ino, Recipe]:
+    async def seal_frozen(self, frozen: Sequence[FrozenT]) -> Mapping[Ino, Recipe]:
         """Recipes of frozen files, chunks pinned."""
 
 
-class Draft:
+class Draft(Generic[FrozenT]):
     """One session's snapshot in the making."""
 
     def __init__(self, session: Ino, name: bytes, changes: SessionChanges, published: Published | None) -> None:
@@ -58,7 +61,7 @@ class Draft:
         self.gone_nodes: list[int] = []
         self.gone_names: list[tuple[int, bytes]] = []
         self.hot: list[Inode] = []
-        self.frozen: Sequence[object] = ()
+        self.frozen: Sequence[FrozenT] = ()
         self.pinned: list[ChunkId] = []
         self._awaiting: dict[Ino, int] = {}
 
@@ -90,6 +93,11 @@ class Draft:
                 recipe,
             )
         )
+
+    @property
+    def is_empty(self) -> bool:
+        """True when what changed is not part of what is published."""
+        return not (self.is_full or self.nodes or self.names or self.gone_nodes or self.gone_names)
 
     def fill(self, recipes: Mapping[Ino, Recipe]) -> None:
         """Put in the recipes of the files that were hot; their chunks, pinned by the sealing, are the draft's now."""
@@ -124,7 +132,7 @@ def travels(inodes: Inodes, inode: Inode) -> bool:
     return inode.path_class <= inodes.travelling
 
 
-def cut(inodes: Inodes, references: References, draft: Draft) -> None:
+def cut(inodes: Inodes, references: References, draft: Draft[Any]) -> None:
     """Fill *draft* with the session as it is at this instant, and pin the chunks that it names."""
     if draft.is_full:
         for inode in _walk(inodes, draft):
@@ -134,7 +142,7 @@ def cut(inodes: Inodes, references: References, draft: Draft) -> None:
     references.pin(draft.pinned)
 
 
-def _walk(inodes: Inodes, draft: Draft) -> Iterator[Inode]:
+def _walk(inodes: Inodes, draft: Draft[Any]) -> Iterator[Inode]:
     """Every travelling inode of the session, each once; notes the names on the way."""
     seen: set[Ino] = set()
     if draft.session != ROOT_INO:
@@ -157,7 +165,7 @@ def _walk(inodes: Inodes, draft: Draft) -> Iterator[Inode]:
                 yield inode
 
 
-def _cut_changes(inodes: Inodes, draft: Draft) -> None:
+def _cut_changes(inodes: Inodes, draft: Draft[Any]) -> None:
     for ino in sorted(draft.changes.inodes):
         inode = inodes.find(ino)
         if inode is None or inode.nlink == 0 or not travels(inodes, inode):
@@ -174,7 +182,7 @@ def _cut_changes(inodes: Inodes, draft: Draft) -> None:
             draft.gone_names.append((parent, name))
 
 
-def release(references: References, drafts: Iterable[Draft]) -> None:
+def release(references: References, drafts: Iterable[Draft[Any]]) -> None:
     """The drafts are published, or given up: their chunks are no longer held for them."""
     for draft in drafts:
         references.unpin(draft.pinned)

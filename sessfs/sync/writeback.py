@@ -12,7 +12,7 @@ The order, in `_publish`, with what a crash after each step leaves:
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol
 
 import trio
 
@@ -20,7 +20,7 @@ from sessfs.errors import SessfsError, StoreCorrupt
 from sessfs.format.manifest import FramePlace, Manifest, ManifestRef, SegmentRef
 from sessfs.format.segment import SegmentBuilder, segment_key
 from sessfs.local.places import Outbox, Published
-from sessfs.sync.snapshot import Draft, cut, release
+from sessfs.sync.snapshot import Draft, FrozenT, cut, release
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Publisher(Protocol):
         """
 
 
-class Writeback:
+class Writeback(Generic[FrozenT]):
     """The loop that publishes, and `sync`, which does so at once."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Writeback:
         references: References,
         reader: ChunkReader,
         places: Places,
-        freezer: Freezer,
+        freezer: Freezer[FrozenT],
         *,
         flush_kernel: Callable[[], Awaitable[None]],
         commit: Callable[[], Awaitable[None]],
@@ -103,7 +103,7 @@ class Writeback:
         self._interval_s = interval_s
         self._crash_point = crash_point
         self._busy = trio.Lock()
-        self._in_flight: dict[Ino, Draft] = {}
+        self._in_flight: dict[Ino, Draft[FrozenT]] = {}
         self.failed: str | None = None
         """Why the last publishing failed, None once one succeeds again."""
         self.n_published = 0
@@ -156,17 +156,20 @@ class Writeback:
 
     # -- cutting
 
-    def _cut_all(self) -> tuple[list[Draft], dict[Ino, bytes]]:
+    def _cut_all(self) -> tuple[list[Draft[FrozenT]], dict[Ino, bytes]]:
         """A draft of every changed session, and the sessions that were published and are gone, with their names."""
-        drafts: list[Draft] = []
+        drafts: list[Draft[FrozenT]] = []
         removed: dict[Ino, bytes] = {}
         for session in list(self._changes.sessions):
             changes = self._changes.take(session)
             name = DOT_SESSION if session == ROOT_INO else self._inodes.find_session_name(session)
             published = self._places.published(session)
             if name is not None:
-                draft = Draft(session, name, changes, published)
+                draft: Draft[FrozenT] = Draft(session, name, changes, published)
                 cut(self._inodes, self._references, draft)
+                if draft.is_empty:
+                    self._changes.settle(session)
+                    continue
                 draft.frozen = self._freezer.freeze(draft.hot)
                 drafts.append(draft)
             elif published is not None:
@@ -176,13 +179,13 @@ class Writeback:
         self._in_flight = {draft.session: draft for draft in drafts}
         return drafts, removed
 
-    async def _seal(self, drafts: list[Draft]) -> None:
+    async def _seal(self, drafts: list[Draft[FrozenT]]) -> None:
         for draft in drafts:
             draft.fill(await self._freezer.seal_frozen(draft.frozen))
 
     # -- publishing
 
-    async def _publish(self, drafts: list[Draft], removed: dict[Ino, bytes]) -> None:
+    async def _publish(self, drafts: list[Draft[FrozenT]], removed: dict[Ino, bytes]) -> None:
         self._crash_point("cut")
         upload = _Upload(self._store, self._envelope, self._publisher)
         for draft in drafts:
@@ -210,13 +213,13 @@ class Writeback:
         self._crash_point("state")
         self._places.adopt(self._publisher.name, outbox)
 
-    def _gone_names(self, drafts: list[Draft], removed: dict[Ino, bytes]) -> list[bytes]:
+    def _gone_names(self, drafts: list[Draft[FrozenT]], removed: dict[Ino, bytes]) -> list[bytes]:
         """Names that stand for no session any more: of removed sessions, and the old ones of renamed sessions."""
         old = set(removed.values())
         old |= {d.published.name for d in drafts if d.published is not None and d.published.name != d.name}
         return sorted(name for name in old if self._inodes.find_dentry(ROOT_INO, name) is None)
 
-    async def _add_frames(self, upload: _Upload, draft: Draft) -> None:
+    async def _add_frames(self, upload: _Upload, draft: Draft[FrozenT]) -> None:
         for cid in draft.iter_chunks():
             if self._places.has(cid) or cid in upload.placed:
                 continue
@@ -231,7 +234,7 @@ class Writeback:
             upload.add_frame(record, fresh)
             await trio.lowlevel.checkpoint()
 
-    async def _add_manifest(self, upload: _Upload, draft: Draft) -> Published:
+    async def _add_manifest(self, upload: _Upload, draft: Draft[FrozenT]) -> Published:
         before = draft.published
         base = None if draft.is_full or before is None or before.manifest is None else ManifestRef(*before.manifest)
         segments, frames = self._frame_places(upload, draft)
@@ -262,7 +265,7 @@ class Writeback:
             delta_bytes=0 if base is None or before is None else before.delta_bytes + ref.length,
         )
 
-    def _frame_places(self, upload: _Upload, draft: Draft) -> tuple[list[SegmentRef], list[FramePlace]]:
+    def _frame_places(self, upload: _Upload, draft: Draft[FrozenT]) -> tuple[list[SegmentRef], list[FramePlace]]:
         """The segments and frames that hold the draft's chunks, chunks of one frame together."""
         frames: dict[tuple[str, int, int, int], list[ChunkId]] = {}
         for cid in draft.iter_chunks():
