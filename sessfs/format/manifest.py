@@ -8,7 +8,7 @@ docs/format.md.
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 
@@ -24,14 +24,14 @@ MANIFEST_MAGIC = b"SFSMAN"
 MANIFEST_VERSION = 1
 
 
-class SegmentRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class SegmentRef(NamedTuple):
     """A segment: the node that wrote it, and its number among that node's."""
 
     node: wire.NodeName
     number: wire.Count
 
 
-class ManifestRef(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class ManifestRef(NamedTuple):
     """Where a sealed manifest lies: bytes [offset, offset + length) of a segment."""
 
     node: wire.NodeName
@@ -265,13 +265,13 @@ def _check_chain(full: Manifest, deltas: Sequence[Manifest]) -> None:
 
 def pack_places(places: Places) -> tuple[list[SegmentRef], list[FramePlace]]:
     """The lists *segments* and *frames* of a manifest for *places*, in canonical order."""
-    by_frame: dict[tuple[str, int, int, int], list[ChunkId]] = {}
-    for cid, (segment, offset, length) in places.items():
-        by_frame.setdefault((segment.node, segment.number, offset, length), []).append(cid)
-    segments = sorted({(node, number) for node, number, _, _ in by_frame})
+    by_frame: dict[tuple[SegmentRef, int, int], list[ChunkId]] = {}
+    for cid, place in places.items():
+        by_frame.setdefault(place, []).append(cid)
+    segments = sorted({segment for segment, _, _ in by_frame})
     index = {segment: at for at, segment in enumerate(segments)}
     frames = [
-        FramePlace(index[node, number], offset, length, b"".join(sorted(by_frame[node, number, offset, length])))
-        for node, number, offset, length in sorted(by_frame)
+        FramePlace(index[segment], offset, length, b"".join(sorted(by_frame[segment, offset, length])))
+        for segment, offset, length in sorted(by_frame)
     ]
-    return [SegmentRef(node, number) for node, number in segments], frames
+    return segments, frames
