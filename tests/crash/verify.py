@@ -63,6 +63,8 @@ class Log:
 
 def verify(directory: Path, log: Log) -> list[str]:
     """Return what is wrong, one sentence each; an empty list if nothing is."""
+    if not directory.is_dir():
+        return [f"{directory} is not there"]
     wrong: list[str] = []
     wrong += _files(directory, log)
     wrong += _appended(directory, log)
@@ -109,7 +111,7 @@ def _appended(directory: Path, log: Log) -> list[str]:
     records = log.of("append")
     promised = max((record["length"] for record in records if log.is_promised(record)), default=0)
     begun = max((record["length"] for record in records), default=0)
-    content = read_file(directory / "log")
+    content = read_file(directory / "log") if (directory / "log").exists() else b""
     if not promised <= len(content) <= begun:
         return [f"log has {len(content)} bytes: {promised} are promised and {begun} were begun"]
     if content[:promised] != appended_content(begun)[:promised]:
@@ -123,7 +125,7 @@ def _slots(directory: Path, log: Log) -> list[str]:
         begun[record["slot"]] = record["version"]
         if log.is_promised(record):
             promised[record["slot"]] = record["version"]
-    content = read_file(directory / "slots")
+    content = read_file(directory / "slots") if (directory / "slots").exists() else b""
     if len(content) != N_SLOTS * SLOT_BYTES:
         return [f"slots has {len(content)} bytes"]
     wrong = []
@@ -138,9 +140,12 @@ def _slots(directory: Path, log: Log) -> list[str]:
 def _rows(directory: Path, log: Log) -> list[str]:
     records = log.of("row")
     promised = {record["row"] for record in records if log.is_promised(record)}
-    with closing(sqlite3.connect(directory / "rows.db")) as database:
-        verdict = database.execute("pragma integrity_check").fetchone()[0]
-        found = {row[0] for row in database.execute("select n from t where length(b) = 500")}
+    try:
+        with closing(sqlite3.connect(directory / "rows.db")) as database:
+            verdict = database.execute("pragma integrity_check").fetchone()[0]
+            found = {row[0] for row in database.execute("select n from t where length(b) = 500")}
+    except sqlite3.Error as error:
+        return [f"SQLite can't read rows.db: {error}"]
     wrong = [] if verdict == "ok" else [f"SQLite says {verdict}"]
     if promised - found:
         wrong.append(f"rows are lost: {sorted(promised - found)[:5]}, {len(found)} are there")

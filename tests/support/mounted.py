@@ -213,6 +213,10 @@ class Mounted:
     def mount(self) -> None:
         """Mount; on return the mountpoint answers, and `pid` is the daemon's. Mending a dead mount is up to the CLI."""
         self.sessfs("mount", str(self.path), "--state", str(self.state), *self.options)
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Take over a mount that `sessfs mount` has just made here."""
         end = time.monotonic() + _START_S
         while not self.is_mounted():
             assert time.monotonic() < end, f"not in /proc/self/mountinfo after {_START_S} s{self.log_tail()}"
