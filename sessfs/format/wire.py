@@ -86,7 +86,7 @@ def take_head(encoded: bytes, magic: bytes, newest: int, what: str) -> bytes:
 
 
 def compress(plaintext: bytes) -> bytes:
-    """One zstd frame, with its content's size and checksum."""
+    """One zstd frame of *plaintext*, which is not empty, with its size and checksum."""
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_content_size=True, write_checksum=True).compress(plaintext)
 
 
@@ -94,8 +94,9 @@ def decompress(frame: bytes, what: str) -> bytes:
     """Inverse of `compress`; allocates no more than PLAIN_MAX_BYTES, whatever the frame says of itself."""
     try:
         size = zstandard.frame_content_size(frame)
-        if not 0 <= size <= PLAIN_MAX_BYTES:
-            raise RemoteCorrupt(f"{what} claims {size} bytes of content, more than {PLAIN_MAX_BYTES}")
+        # Of a frame that says 0 the library does not even look at the content.
+        if not 0 < size <= PLAIN_MAX_BYTES:
+            raise RemoteCorrupt(f"{what} claims {size} bytes of content, not 1 to {PLAIN_MAX_BYTES}")
         return zstandard.ZstdDecompressor().decompress(frame, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as exc:
         raise RemoteCorrupt(f"{what} does not decompress: {exc}") from exc
