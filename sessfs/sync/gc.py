@@ -1,0 +1,415 @@
+"""Collection: delete segments that no manifest needs, and have mostly dead ones written anew.
+
+A run reads everything that refers to segments (see remote_index), and then deletes a segment only if all of this holds:
+
+1. No manifest that the bucket names refers to it: not the latest of any session, nor a kept snapshot, nor what a node
+   last knew that another one replaced less than a grace period ago.
+2. Its node can't write it again, nor need its footer: its number is at most the node's last, and below the node's last
+   checkpoint unless the node released all.
+3. It is older than the grace period by the store's clock and by its writer's, and a mark that condemns it is older than
+   the grace period by the store's clock.
+4. Nobody can come to refer to it. Either nobody holds the prefix, from before the reading of manifests until after it;
+   or the run is the holder's own, which was not fenced until after it, has read what it published meanwhile, and has
+   forgotten, in one step with that comparison, all places in the segment, or spared it because a chunk there is needed.
+
+That 4 is enough: from then on no live manifest refers to the segment and no running node places a chunk there. A node
+gets places only from its own new segments, from live manifests, and from its state directory; and a node that starts
+later finds the mark, which is older than its start, and does not rely on what it condemns (`missing_segments`), however
+long it was away and whatever it had not sent. So two collectors can't hurt each other either: each deletes only what
+nobody can come to need, and marks are never changed, only added, and deleted after what they name.
+
+A run from outside, beside a mounted node, therefore marks and reports; that node's own daily run deletes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import msgspec
+import trio
+
+from sessfs.errors import Fenced, RemoteCorrupt, RemoteUnavailable
+from sessfs.format.manifest import SegmentRef
+from sessfs.format.repository import decode_state
+from sessfs.format.segment import checkpoint_key, segment_key, state_key
+from sessfs.remote.footers import read_segment_footer
+from sessfs.sync import gc_marks, remote_index
+from sessfs.sync.gc_live import Liveness, is_over
+from sessfs.sync.gc_marks import MARK_PREFIX, MARK_VERSION, Mark
+from sessfs.sync.remote_index import Root
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
+    from sessfs.format.envelope import Envelope
+    from sessfs.format.repository import NodeState
+    from sessfs.remote.objectstore import ObjectStore
+    from sessfs.sync.gc_live import Rewrite
+    from sessfs.sync.gc_marks import Marks
+    from sessfs.sync.remote_index import Progress, View
+
+GRACE_S = 7 * 86400.0
+LIVE_SHARE = 0.3
+SWEEP_MAX_S = 3600.0
+"""A run deletes nothing later than this after it read the manifests."""
+MARK_KEEP_S = 86400.0
+DELETE_BATCH = 1000
+
+
+class Holding(Protocol):
+    """The node that holds the prefix, when the run is its own."""
+
+    @property
+    def name(self) -> str:
+        """See Publisher."""
+
+    @property
+    def incarnation(self) -> int:
+        """See Publisher."""
+
+    @property
+    def last_segment(self) -> int:
+        """See Publisher."""
+
+    def release_segments(self, segments: Collection[SegmentRef]) -> set[SegmentRef]:
+        """Forget the places of chunks in *segments* that no recipe, pin or upload under way holds; return those
+        segments in which a held chunk is placed. Synchronous. Afterwards no chunk is placed in the others.
+        """
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One object of the report. *fate*: "delete" (or deleted), "wait" until the grace period is over, "held" by the
+    node that is mounted, "rewrite" because little of it is live.
+    """
+
+    key: str
+    size_bytes: int
+    live_bytes: int
+    fate: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a run did, or with dry_run would have done."""
+
+    dry_run: bool
+    sessions: int
+    segments: int
+    segment_bytes: int
+    live_bytes: int
+    deleted: int
+    deleted_bytes: int
+    items: list[Item]
+    notes: list[str]
+
+
+class Options(NamedTuple):
+    """*run_id*: any text of letters and digits that no other run has."""
+
+    run_id: str
+    grace_s: float = GRACE_S
+    dry_run: bool = False
+    live_share: float = LIVE_SHARE
+
+
+async def collect(
+    store: ObjectStore,
+    envelope: Envelope,
+    options: Options,
+    *,
+    holding: Holding | None = None,
+    request_rewrite: Callable[[Rewrite], Awaitable[None]] | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Run once. *holding* when the caller is the node that holds the prefix; it then passes *request_rewrite*, too.
+
+    Raises RemoteError, having deleted nothing if anything could not be listed or read; Fenced when *holding* no longer
+    holds the prefix. A dry run writes nothing, so it takes the last time that a collector wrote for the store's now.
+    """
+    return await _Run(store, envelope, options, holding, request_rewrite, progress).run()
+
+
+class _Run:
+    """One run."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        envelope: Envelope,
+        options: Options,
+        holding: Holding | None,
+        request_rewrite: Callable[[Rewrite], Awaitable[None]] | None,
+        progress: Progress | None,
+    ) -> None:
+        self._store = store
+        self._envelope = envelope
+        self._options = options
+        self._holding = holding
+        self._request_rewrite = request_rewrite
+        self._progress = progress
+        self._live = Liveness()
+        self._n_sessions = 0
+        self._now_s = 0.0
+
+    async def run(self) -> Report:
+        marks = await gc_marks.read_marks(self._store, touch_clock=not self._options.dry_run)
+        view = await remote_index.read_view(self._store, self._envelope, self._progress)
+        if self._options.dry_run:
+            newest = max((stored.mtime_s for stored in view.inventory.segments.values()), default=0.0)
+            marks = gc_marks.Marks(marks.marks, max(marks.now_s, newest))
+        self._now_s = marks.now_s
+        retired = self._retire(view, marks)
+        await self._mark_all(view)
+        started_s = trio.current_time()
+        unreferenced = {ref for ref in view.inventory.segments if is_over(ref, view) and ref not in self._live.ranges}
+        doomed = await self._find_doomed(view, marks, unreferenced)
+        writer, spared = await self._exclude_writers(view, doomed)
+        doomed -= spared
+        checkpoints = self._old_checkpoints(view)
+        report = self._report(view, unreferenced - spared, doomed, checkpoints, writer)
+        if self._options.dry_run:
+            return report
+        await self._put_mark(view, marks, unreferenced, spared, retired)
+        await self._delete([checkpoint_key(*ref) for ref in checkpoints], started_s)
+        if writer is None:
+            await self._delete([segment_key(*ref) for ref in sorted(doomed)], started_s)
+            existing = view.inventory.segments.keys() - doomed
+            await self._delete(marks.settled(existing, retired.keys(), MARK_KEEP_S), started_s)
+        await self._rewrite(view)
+        return report
+
+    def _is_old(self, time_s: float) -> bool:
+        return self._now_s - time_s >= self._options.grace_s
+
+    # -- what is live
+
+    def _retire(self, view: View, marks: Marks) -> dict[tuple[str, int], float]:
+        """The nodes that another one replaced, with the store's time when that was first said; what those of them knew
+        that were replaced a grace period ago counts no more. Raises RemoteCorrupt when the holder has no state: then
+        nobody can say what is live.
+        """
+        if view.holder is None:
+            return {}
+        if view.holder.node not in view.states:
+            raise RemoteCorrupt(
+                f"node {view.holder.node} holds the remote, and its state is missing: mount there before collecting"
+            )
+        known = marks.retired_since()
+        retired = {}
+        for node in sorted(view.catalogues):
+            if node == view.holder.node:
+                continue
+            identity = (node, view.states[node].incarnation)
+            retired[identity] = known.get(identity, self._now_s)
+            if identity in known and self._is_old(known[identity]):
+                del view.catalogues[node]
+        return retired
+
+    async def _mark_all(self, view: View) -> None:
+        """Mark from every manifest that the bucket names."""
+        await remote_index.for_each(
+            remote_index.over(remote_index.catalogue_roots(view)),
+            lambda root: self._live.mark(self._store, self._envelope, root),
+        )
+
+        async def mark_session(key: str) -> None:
+            record = await remote_index.read_session(self._store, self._envelope, key)
+            if record is not None:
+                for root in remote_index.session_roots(view, record, key):
+                    await self._live.mark(self._store, self._envelope, root)
+            self._n_sessions += 1
+            if self._progress is not None and self._n_sessions % 100 == 0:
+                self._progress("sessions", self._n_sessions)
+
+        await remote_index.for_each(remote_index.iter_session_keys(self._store), mark_session)
+
+    async def _find_doomed(self, view: View, marks: Marks, unreferenced: set[SegmentRef]) -> set[SegmentRef]:
+        """Those of *unreferenced* that are old, and were condemned long ago."""
+        since = marks.condemned_since()
+        doomed: set[SegmentRef] = set()
+
+        async def check_footer(ref: SegmentRef) -> None:
+            footer = await read_segment_footer(
+                self._store, ref.node, ref.number, view.inventory.segments[ref].size, self._envelope
+            )
+            if self._is_old(footer.created_ns / 1e9):
+                doomed.add(ref)
+
+        old = sorted(
+            ref
+            for ref in unreferenced
+            if ref in since and self._is_old(since[ref]) and self._is_old(view.inventory.segments[ref].mtime_s)
+        )
+        await remote_index.for_each(remote_index.over(old), check_footer)
+        return doomed
+
+    def _old_checkpoints(self, view: View) -> list[SegmentRef]:
+        return sorted(
+            ref
+            for ref, stored in view.inventory.checkpoints.items()
+            if ref.node in view.states
+            and ref.number < view.states[ref.node].last_checkpoint
+            and self._is_old(stored.mtime_s)
+        )
+
+    # -- who else writes
+
+    async def _exclude_writers(self, view: View, doomed: set[SegmentRef]) -> tuple[str | None, set[SegmentRef]]:
+        """(who may be writing, so that nothing can be deleted; those of *doomed* that are needed after all)."""
+        if self._holding is None:
+            return await find_writer(self._store, view), set()
+        await check_holding(self._store, self._holding)
+        if self._options.dry_run:
+            return None, set()
+        return None, await self._release(view, self._holding, doomed)
+
+    async def _release(self, view: View, holding: Holding, doomed: set[SegmentRef]) -> set[SegmentRef]:
+        """Mark what the node published since its state was read, and have it forget its places in the rest of *doomed*;
+        those that are needed.
+        """
+        marked = view.states[holding.name].last_segment
+        while True:
+            state = await check_holding(self._store, holding)
+            # The state knows of a segment whose acknowledgement was lost on its way to the node.
+            last = max(holding.last_segment, state.last_segment)
+            if last <= marked:
+                # No await between this comparison and the release.
+                live = doomed & self._live.ranges.keys()
+                return live | holding.release_segments(doomed - live)
+            for number in range(marked + 1, last + 1):
+                await self._mark_segment(SegmentRef(holding.name, number))
+            marked = last
+
+    async def _mark_segment(self, segment: SegmentRef) -> None:
+        footer = await remote_index.read_footer(self._store, self._envelope, segment)
+        catalogue = remote_index.footer_catalogue(footer, segment.node, segment.number)
+        for name, (ref, _) in catalogue.items():
+            if ref is not None:
+                await self._live.mark(self._store, self._envelope, Root(name, ref, "latest", segment_key(*segment)))
+
+    # -- what is done
+
+    async def _put_mark(
+        self,
+        view: View,
+        marks: Marks,
+        unreferenced: set[SegmentRef],
+        spared: set[SegmentRef],
+        retired: dict[tuple[str, int], float],
+    ) -> None:
+        """Say what was found, if it is news."""
+        condemned = marks.condemned_since().keys()
+        candidates = unreferenced - condemned - spared
+        rescued = {ref for ref in condemned if ref in self._live.ranges and ref in view.inventory.segments} | spared
+        news = retired.keys() - marks.retired_since().keys()
+        if not candidates and not rescued and not news:
+            return
+        mark = Mark(
+            version=MARK_VERSION,
+            candidates=gc_marks.group(candidates),
+            rescued=gc_marks.group(rescued),
+            retired=[(node, incarnation, since_s) for (node, incarnation), since_s in sorted(retired.items())],
+        )
+        await self._store.put(f"{MARK_PREFIX}{self._options.run_id}", gc_marks.encode_mark(mark))
+
+    async def _delete(self, keys: list[str], started_s: float) -> None:
+        for first in range(0, len(keys), DELETE_BATCH):
+            if trio.current_time() - started_s > SWEEP_MAX_S:
+                raise RemoteUnavailable("the collection took too long, and left the rest to the next one")
+            await self._store.delete(keys[first : first + DELETE_BATCH])
+            if self._progress is not None:
+                self._progress("deleted", first + DELETE_BATCH)
+
+    async def _rewrite(self, view: View) -> None:
+        """Ask the holder to publish anew what mostly dead segments still hold."""
+        chosen = self._find_mostly_dead(view)
+        if self._request_rewrite is not None and chosen:
+            await self._request_rewrite(await self._live.plan_rewrite(self._store, self._envelope, chosen))
+
+    def _find_mostly_dead(self, view: View) -> list[SegmentRef]:
+        old = {
+            ref: stored.size
+            for ref, stored in view.inventory.segments.items()
+            if self._is_old(stored.mtime_s) and is_over(ref, view)
+        }
+        return self._live.find_mostly_dead(old, self._options.live_share)
+
+    # -- the report
+
+    def _report(
+        self,
+        view: View,
+        unreferenced: set[SegmentRef],
+        doomed: set[SegmentRef],
+        checkpoints: list[SegmentRef],
+        writer: str | None,
+    ) -> Report:
+        stored = view.inventory.segments
+        fate = "delete" if writer is None else "held"
+        items = [Item(checkpoint_key(*ref), view.inventory.checkpoints[ref].size, 0, "delete") for ref in checkpoints]
+        items += [
+            Item(segment_key(*ref), stored[ref].size, 0, fate if ref in doomed else "wait")
+            for ref in sorted(unreferenced)
+        ]
+        items += [
+            Item(segment_key(*ref), stored[ref].size, self._live.live_bytes(ref), "rewrite")
+            for ref in self._find_mostly_dead(view)
+        ]
+        gone = [item.size_bytes for item in items if item.fate == "delete"]
+        return Report(
+            dry_run=self._options.dry_run,
+            sessions=len(self._live.latest),
+            segments=len(stored),
+            segment_bytes=sum(s.size for s in stored.values()),
+            live_bytes=sum(self._live.live_bytes(ref) for ref in stored),
+            deleted=len(gone),
+            deleted_bytes=sum(gone),
+            items=items,
+            notes=self._notes(view, writer),
+        )
+
+    def _notes(self, view: View, writer: str | None) -> list[str]:
+        notes = []
+        if writer is not None:
+            notes.append(f"{writer}: segments are only marked, and deleted by its own daily collection")
+        unsettled = [
+            stored.size
+            for ref, stored in view.inventory.segments.items()
+            if ref.node not in view.states or ref.number > view.states[ref.node].last_segment
+        ]
+        if unsettled:
+            notes.append(
+                f"{len(unsettled)} segments ({sum(unsettled)} bytes) were never published; "
+                "their nodes write them again when they are mounted"
+            )
+        if view.inventory.strangers:
+            notes.append(
+                f"{len(view.inventory.strangers)} objects are not of sessfs: {view.inventory.strangers[0]}, ..."
+            )
+        return notes
+
+
+async def find_writer(store: ObjectStore, view: View) -> str | None:
+    """Who held the prefix at any time since the states of *view* were read, None when nobody did. RemoteError."""
+    if view.holder is None:
+        holder, _ = await remote_index.read_holder(store)
+        return None if holder is None else f"node {holder.node} has just mounted the remote"
+    who = f"node {view.holder.node} (host {view.holder.hostname})"
+    if not view.states[view.holder.node].clean:
+        return f"{who} has the remote mounted, or did not release it"
+    holder, etag = await remote_index.read_holder(store)
+    blob = await store.get(state_key(view.holder.node))
+    if etag != view.holder_etag or blob.etag != view.etags[view.holder.node]:
+        who = who if holder is None else f"node {holder.node} (host {holder.hostname})"
+        return f"{who} has just mounted the remote"
+    return None
+
+
+async def check_holding(store: ObjectStore, holding: Holding) -> NodeState:
+    """The node's state in the remote. Raises Fenced unless the prefix is the node's own."""
+    holder, _ = await remote_index.read_holder(store)
+    state = decode_state((await store.get(state_key(holding.name))).body, state_key(holding.name))
+    mine = (holding.name, holding.incarnation)
+    is_holder = holder is not None and (holder.node, holder.incarnation) == mine
+    if not is_holder or (state.node, state.incarnation) != mine or state.fenced_by is not None or state.clean:
+        raise Fenced(f"node {holding.name} no longer holds the remote: nothing was collected")
+    return state

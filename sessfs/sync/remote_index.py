@@ -1,0 +1,335 @@
+"""Reading what the bucket has: every node with its state and catalogue, every segment, session object and manifest.
+
+All of it is for collectors and checkers, which look from outside: they hold nothing and change nothing. The order of
+reading matters where a node is at work meanwhile: states and catalogues first, then the sessions' own objects, because
+a node that releases writes the objects before it empties its catalogue. So each session is seen in one of the two.
+"""
+
+from __future__ import annotations
+
+from array import array
+from contextlib import aclosing
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import trio
+
+from sessfs.errors import RemoteCorrupt, RemoteMissing, SessfsError
+from sessfs.format.manifest import Manifest, ManifestRef, SegmentRef, merge
+from sessfs.format.repository import (
+    FORMAT_KEY,
+    HOLDER_KEY,
+    Holder,
+    NodeState,
+    SessionObject,
+    decode_format,
+    decode_holder,
+    decode_session_object,
+    decode_state,
+    open_format,
+)
+from sessfs.format.segment import (
+    NODES_PREFIX,
+    SESSIONS_PREFIX,
+    Footer,
+    checkpoint_key,
+    decode_checkpoint,
+    open_manifest,
+    parse_checkpoint_key,
+    parse_segment_key,
+    segment_key,
+    session_key,
+    state_key,
+)
+from sessfs.remote.footers import read_segment_footer
+from sessfs.remote.objectstore import LIST_PAGE, iter_keys
+from sessfs.sync.snapshot import MAX_DEPTH
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+
+    from sessfs.format.envelope import Envelope
+    from sessfs.remote.node import Catalogue
+    from sessfs.remote.objectstore import ObjectStore
+
+    Progress = Callable[[str, int], None]
+
+T = TypeVar("T")
+PARALLEL = 16
+
+
+class Stored(NamedTuple):
+    """An object as the listing has it: *size* in bytes, *mtime_s* by the store's clock."""
+
+    size: int
+    mtime_s: float
+
+
+class Inventory(NamedTuple):
+    """Everything under nodes/, as listed."""
+
+    segments: dict[SegmentRef, Stored]
+    checkpoints: dict[SegmentRef, Stored]
+    """By node and number, as segments."""
+    nodes: set[str]
+    strangers: list[str]
+    """Keys of objects that sessfs does not put there."""
+
+
+class View(NamedTuple):
+    """Who writes, and what each node says, read in this order: inventory, holder, states, catalogues."""
+
+    inventory: Inventory
+    holder: Holder | None
+    holder_etag: str | None
+    states: dict[str, NodeState]
+    etags: dict[str, str]
+    catalogues: dict[str, Catalogue]
+    """Of nodes that did not release all."""
+
+    @property
+    def truth(self) -> Catalogue:
+        """The holder's catalogue, which is above the sessions' own objects."""
+        return self.catalogues.get(self.holder.node, {}) if self.holder is not None else {}
+
+
+class Root(NamedTuple):
+    """A manifest that something in the bucket names. *kind*: "latest" what a mount would restore, "kept" a snapshot,
+    "left" what a node that is not the holder last knew.
+    """
+
+    session: bytes
+    ref: ManifestRef
+    kind: str
+    where: str
+    """The object that names it."""
+
+
+class Ranges:
+    """Byte ranges of one object, each counted once; a range that comes twice comes exactly so."""
+
+    __slots__ = ("_packed", "_settled")
+
+    def __init__(self) -> None:
+        self._packed = array("Q")
+        self._settled = 0
+
+    def add(self, offset: int, length: int) -> None:
+        """Bytes [offset, offset + length)."""
+        self._packed.append(offset << 32 | length)
+        if len(self._packed) > 64 + 2 * self._settled:
+            self._settle()
+
+    def _settle(self) -> None:
+        self._packed = array("Q", sorted(set(self._packed)))
+        self._settled = len(self._packed)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """(offset, length), ascending."""
+        self._settle()
+        return ((packed >> 32, packed & 0xFFFFFFFF) for packed in self._packed)
+
+    @property
+    def n_bytes(self) -> int:
+        """Sum of the lengths."""
+        return sum(length for _, length in self)
+
+
+async def for_each(
+    items: AsyncGenerator[T, None], work: Callable[[T], Awaitable[None]], parallel: int = PARALLEL
+) -> None:
+    """Do *work* on each item, up to *parallel* at once. The first SessfsError, also of *items*, ends it, raised."""
+    failures: list[SessfsError] = []
+    async with trio.open_nursery() as nursery:
+        send, receive = trio.open_memory_channel[T](0)
+
+        async def worker() -> None:
+            async for item in receive:
+                try:
+                    await work(item)
+                except SessfsError as exc:
+                    failures.append(exc)
+                    nursery.cancel_scope.cancel()
+
+        for _ in range(parallel):
+            nursery.start_soon(worker)
+        async with send, aclosing(items):
+            try:
+                async for item in items:
+                    await send.send(item)
+            except SessfsError as exc:
+                failures.append(exc)
+                nursery.cancel_scope.cancel()
+    if failures:
+        raise failures[0]
+
+
+async def over(items: Iterable[T]) -> AsyncGenerator[T, None]:
+    """*items*, for `for_each`."""
+    for item in items:
+        yield item
+
+
+# -- the repository
+
+
+async def open_existing(store: ObjectStore, secret: bytes | None, where: str) -> tuple[bytes, Envelope]:
+    """(key of chunk ids, envelope) of the repository in *store*; makes none. *where* is the remote's URL, for people.
+
+    Raises RemoteMissing when there is no repository, KeyWrong, RemoteError.
+    """
+    try:
+        blob = await store.get(FORMAT_KEY)
+    except RemoteMissing as exc:
+        raise RemoteMissing(f"{where} holds no sessfs repository: check the URL") from exc
+    return open_format(decode_format(blob.body), secret)
+
+
+# -- nodes
+
+
+async def read_inventory(store: ObjectStore, progress: Progress | None = None) -> Inventory:
+    """List everything under nodes/. Raises RemoteError."""
+    found = Inventory({}, {}, set(), [])
+    async for entry in iter_keys(store, NODES_PREFIX):
+        segment, checkpoint = parse_segment_key(entry.key), parse_checkpoint_key(entry.key)
+        node = entry.key.split("/")[1]
+        stored = Stored(entry.size, entry.mtime_s)
+        if segment is not None:
+            found.segments[SegmentRef(*segment)] = stored
+        elif checkpoint is not None:
+            found.checkpoints[SegmentRef(*checkpoint)] = stored
+        elif entry.key != f"{NODES_PREFIX}{node}/state":
+            found.strangers.append(entry.key)
+            continue
+        found.nodes.add(node)
+        if progress is not None and len(found.segments) % 1000 == 0:
+            progress("segments", len(found.segments))
+    return found
+
+
+async def read_holder(store: ObjectStore) -> tuple[Holder | None, str | None]:
+    """Who may write, and the etag of the object that says so; (None, None) when nobody ever did."""
+    try:
+        blob = await store.get(HOLDER_KEY)
+    except RemoteMissing:
+        return None, None
+    return decode_holder(blob.body), blob.etag
+
+
+async def read_view(store: ObjectStore, envelope: Envelope, progress: Progress | None = None) -> View:
+    """Who writes, and what each node says. Raises RemoteError; a node without a state is simply not in `states`."""
+    inventory = await read_inventory(store, progress)
+    holder, holder_etag = await read_holder(store)
+    nodes = inventory.nodes | ({holder.node} if holder is not None else set())
+    view = View(inventory, holder, holder_etag, {}, {}, {})
+
+    async def read_node(node: str) -> None:
+        try:
+            blob = await store.get(state_key(node))
+        except RemoteMissing:
+            return
+        view.states[node] = state = decode_state(blob.body, state_key(node))
+        view.etags[node] = blob.etag
+        if state.node != node:
+            raise RemoteCorrupt(f"{state_key(node)} is the state of node {state.node}")
+        if not state.clean:
+            view.catalogues[node] = await read_catalogue(store, envelope, state)
+
+    await for_each(over(sorted(nodes)), read_node)
+    return view
+
+
+async def read_footer(store: ObjectStore, envelope: Envelope, ref: SegmentRef) -> Footer:
+    """The footer of a segment whose size is not known. Raises RemoteError."""
+    key = segment_key(ref.node, ref.number)
+    listed = await store.list_page(key, "", 1)
+    if not listed or listed[0].key != key:
+        raise RemoteCorrupt(f"{key} is not in the remote, but the state of its node counts on it")
+    return await read_segment_footer(store, ref.node, ref.number, listed[0].size, envelope)
+
+
+async def read_catalogue(store: ObjectStore, envelope: Envelope, state: NodeState) -> Catalogue:
+    """What the node knew of its sessions: its last checkpoint, and the footers of the segments since."""
+    catalogue: Catalogue = {}
+    if state.has_checkpoint:
+        blob = await store.get(checkpoint_key(state.node, state.last_checkpoint))
+        for name, ref, sequence in decode_checkpoint(blob.body, state.node, state.last_checkpoint, envelope).entries:
+            catalogue[name] = (ref, sequence)
+    for number in range(state.last_checkpoint + 1, state.last_segment + 1):
+        footer = await read_footer(store, envelope, SegmentRef(state.node, number))
+        catalogue |= footer_catalogue(footer, state.node, number)
+    return catalogue
+
+
+def footer_catalogue(footer: Footer, node: str, number: int) -> Catalogue:
+    """What the segment says of sessions."""
+    catalogue: Catalogue = {}
+    for entry in footer.manifests:
+        catalogue[entry.session] = (ManifestRef(node, number, entry.offset, entry.length), entry.sequence)
+    for name in footer.removed:
+        catalogue[name] = (None, 0)
+    return catalogue
+
+
+# -- sessions
+
+
+async def iter_session_keys(store: ObjectStore) -> AsyncGenerator[str, None]:
+    """The keys of all session objects. Raises RemoteError; ends without an error only when it was complete."""
+    start_after = ""
+    while True:
+        page = await store.list_page(SESSIONS_PREFIX, start_after, LIST_PAGE)
+        for entry in page:
+            yield entry.key
+        if len(page) < LIST_PAGE:
+            return
+        start_after = page[-1].key
+
+
+async def read_session(store: ObjectStore, envelope: Envelope, key: str) -> SessionObject | None:
+    """The session object at *key*, None when it was deleted since it was listed. Raises RemoteError, KeyWrong."""
+    try:
+        blob = await store.get(key)
+    except RemoteMissing:
+        return None
+    record = decode_session_object(blob.body, envelope, key)
+    if session_key(envelope, record.name) != key:
+        raise RemoteCorrupt(f"{key} holds the object of another session")
+    return record
+
+
+def catalogue_roots(view: View) -> Iterator[Root]:
+    """The manifests that the nodes' catalogues name."""
+    for node, catalogue in view.catalogues.items():
+        kind = "latest" if view.holder is not None and node == view.holder.node else "left"
+        for name, (ref, _) in catalogue.items():
+            if ref is not None:
+                yield Root(name, ref, kind, f"the catalogue of node {node}")
+
+
+def session_roots(view: View, record: SessionObject, key: str) -> Iterator[Root]:
+    """The manifests that a session object names, but for one that the holder's catalogue supersedes."""
+    if record.manifest is not None and record.name not in view.truth:
+        yield Root(record.name, record.manifest, "latest", key)
+    for kept in record.kept:
+        yield Root(record.name, kept.manifest, "kept", key)
+
+
+async def read_chain(store: ObjectStore, envelope: Envelope, ref: ManifestRef) -> list[tuple[ManifestRef, Manifest]]:
+    """The manifest at *ref* and those it builds upon, the full one last. Raises RemoteError."""
+    chain: list[tuple[ManifestRef, Manifest]] = []
+    at: ManifestRef | None = ref
+    while at is not None:
+        if len(chain) > MAX_DEPTH + 1:
+            raise RemoteCorrupt(f"manifest {ref} has more than {MAX_DEPTH} bases")
+        blob = await store.get(segment_key(at.node, at.segment), at.offset, at.length)
+        manifest = open_manifest(blob.body, at, envelope)
+        chain.append((at, manifest))
+        at = manifest.base
+    return chain
+
+
+def merge_chain(chain: list[tuple[ManifestRef, Manifest]]) -> Manifest:
+    """The full manifest that the answer of `read_chain` amounts to. Raises RemoteCorrupt."""
+    manifests = [manifest for _, manifest in reversed(chain)]
+    return merge(manifests[0], manifests[1:])
