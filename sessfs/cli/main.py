@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sessfs.cli import checking, doctor, looking, mounting, output
+from sessfs.cli import checking, doctor, looking, mounting, output, syncing
 from sessfs.errors import SessfsError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130
@@ -25,7 +25,15 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
     app.callback()(_version)
-    for verb in (mounting.mount, mounting.umount, looking.status, looking.sessions, checking.fsck, doctor.doctor):
+    for verb in (
+        mounting.mount,
+        mounting.umount,
+        looking.status,
+        looking.sessions,
+        syncing.sync,
+        checking.fsck,
+        doctor.doctor,
+    ):
         app.command()(verb)
     return app
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -187,11 +188,9 @@ class Daemon:
         return {"inodes": self._volume.inodes.count_open()}
 
     async def _sync(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        await self._volume.commit_all()
         if self._remote is None:
             raise UsageError("this mount has no remote to sync to: mount with --remote URL")
-        await self._remote.sync(progress)
-        return {}
+        return {"uploaded_bytes": await self._remote.sync(progress, params.get("timeout_s", math.inf))}
 
 
 class Ready:

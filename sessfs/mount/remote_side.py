@@ -47,6 +47,14 @@ async def flush_kernel(mountpoint: Path) -> None:
         log.warning("the kernel did not hand over its pages within %.0f s", FLUSH_TIMEOUT_S)
 
 
+class _Asked:
+    """One `sync` that waits: *problem* says why not everything is in the remote."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.problem: str | None = None
+
+
 class RemoteSide:
     """A volume's remote: everything that runs beside the mount because there is one."""
 
@@ -60,6 +68,9 @@ class RemoteSide:
         self._volume = volume
         self._settings = settings
         self._changes = volume.inodes.changes
+        self._asked: list[_Asked] = []
+        self._ask = trio.Event()
+        self._is_detached = False
         store = repository.remote.store
         self.sessions = SessionDirectory(
             volume.inodes,
@@ -82,12 +93,17 @@ class RemoteSide:
             volume.reader,
             volume.places,
             volume.sealer,
-            flush_kernel=lambda: flush_kernel(settings.mountpoint),
+            flush_kernel=self._flush_kernel,
             commit=volume.committer.commit,
             prepare=self.sessions.verify_all,
             clock_ns=time.time_ns,
             interval_s=settings.interval_s,
         )
+
+    async def _flush_kernel(self) -> None:
+        # After the unmount the same path is another filesystem, whose flush may take long and helps nobody.
+        if not self._is_detached:
+            await flush_kernel(self._settings.mountpoint)
 
     async def start(self) -> None:
         """Take the prefix, if the remote answers; a state that knows the remote is mounted without it. Raises
@@ -123,6 +139,7 @@ class RemoteSide:
             nursery.start_soon(self._chunks.run, self._volume.sealer)
             nursery.start_soon(self._run_node, nursery)
             nursery.start_soon(self._prefetch)
+            nursery.start_soon(self._serve_syncs)
             nursery.start_soon(
                 evict_when_full,
                 self._volume.reader,
@@ -151,35 +168,56 @@ class RemoteSide:
                     await self._chunks.prefetch(ids)
             await trio.sleep(PREFETCH_POLL_S)
 
-    async def sync(self, progress: Progress) -> None:
-        """Return once everything acknowledged so far is in the remote; meanwhile *progress* gets the bytes done and to
-        do. Raises Unsynced naming what is not.
+    async def sync(self, progress: Progress, timeout_s: float) -> int:
+        """Return the bytes sent once everything acknowledged so far is in the remote; meanwhile *progress* gets the
+        bytes done and to do. Raises Unsynced naming the sessions that are not, after *timeout_s* at the latest; what
+        was begun goes on.
         """
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._show_progress, progress)
-                await self.writeback.publish()
-                nursery.cancel_scope.cancel()
-        except SessfsError as exc:
-            raise Unsynced(f"not everything is in the remote: {exc}; still here only: {self._dirty_names()}") from exc
+        start = self._repository.remote.store.statistics().bytes_up
+        asked = _Asked()
+        self._asked.append(asked)
+        self._ask.set()
+        with trio.move_on_after(timeout_s):
+            while not asked.done.is_set():
+                await progress({"uploaded_bytes": self._bytes_up() - start, "pending_bytes": self._risk_in_all()})
+                with trio.move_on_after(PROGRESS_S):
+                    await asked.done.wait()
+        if not asked.done.is_set():
+            asked.problem = f"it took longer than {timeout_s:g} s ({self._trouble()})"
+        if asked.problem is not None:
+            raise Unsynced(f"not everything is in the remote: {asked.problem}; only here: {self._dirty_names()}")
+        return self._bytes_up() - start
 
-    async def _show_progress(self, progress: Progress) -> None:
-        statistics = self._repository.remote.store.statistics
-        start = statistics().bytes_up
+    async def _serve_syncs(self) -> None:
+        """One publishing for all that ask meanwhile; nobody's patience cuts it short."""
         while True:
-            pending = self.status()["at_risk_bytes"]
-            done = statistics().bytes_up - start
-            await progress({"uploaded_bytes": done, "pending_bytes": pending})
-            await trio.sleep(PROGRESS_S)
+            await self._ask.wait()
+            self._ask = trio.Event()
+            asked, self._asked = self._asked, []
+            problem = None
+            try:
+                await self.writeback.publish()
+            except SessfsError as exc:
+                problem = str(exc)
+            for one in asked:
+                one.problem = problem
+                one.done.set()
+
+    def _bytes_up(self) -> int:
+        return self._repository.remote.store.statistics().bytes_up
+
+    def _risk_in_all(self) -> int:
+        return sum(self.risk_bytes(session) for session in self._risky())
 
     def _dirty_names(self) -> str:
-        names = [self._volume.inodes.find_session_name(s) or b"." for s in self._changes.sessions]
+        names = [self._volume.inodes.find_session_name(s) or b"." for s in self._risky()]
         return ", ".join(sorted(name.decode(errors="replace") for name in names)) or "nothing"
 
     async def close(self, timeout_s: float) -> None:
         """At an unmount: publish what is pending and release the sessions, as far as *timeout_s* lets it; what can't be
         sent stays in the state and goes on at the next mount.
         """
+        self._is_detached = True
         node = self._gate.node
         if node is None or node.fenced is not None:
             return
@@ -212,7 +250,7 @@ class RemoteSide:
                 "node": self._gate.report(),
                 "published_snapshots": self.writeback.n_published,
             },
-            "at_risk_bytes": sum(self.risk_bytes(s) for s in self._risky()),
+            "at_risk_bytes": self._risk_in_all(),
             "at_risk_seconds": round((time.time_ns() - min(oldest)) / 1e9, 3) if oldest else 0.0,
         }
 

@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import trio
 
-from sessfs.errors import Fenced, RemoteConflict, RemoteCorrupt, RemoteHeld, RemoteMissing, RemoteUnsuitable
+from sessfs.errors import (
+    Fenced,
+    RemoteConflict,
+    RemoteCorrupt,
+    RemoteError,
+    RemoteHeld,
+    RemoteMissing,
+    RemoteUnsuitable,
+)
 from sessfs.format.manifest import ManifestRef
 from sessfs.format.repository import (
     HOLDER_KEY,
@@ -52,6 +60,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 BEAT_S = 20.0
+RETRY_S = 5.0
 CHECKPOINT_EVERY = 16
 RELEASE_PARALLEL = 16
 SWAP_TRIES = 4
@@ -94,6 +103,7 @@ class Node:
         self._swapping = trio.Lock()
         self.untouched = untouched
         """True when no other node has held the prefix since this one last did: what is here is the latest."""
+        self._fenced_event = trio.Event()
         self.fenced: str | None = None
         """Who took over, once it is known that somebody did."""
 
@@ -142,6 +152,7 @@ class Node:
             self.fenced = state.fenced_by or "another process under the same node name"
         except RemoteMissing:
             self.fenced = "somebody who deleted its state"
+        self._fenced_event.set()
         raise Fenced(
             f"node {self.name} was fenced by {self.fenced}: this mount is read-only now, and what it had not uploaded "
             "stays in its state directory"
@@ -156,7 +167,9 @@ class Node:
         nursery. Returns after being fenced; `fenced` then says by whom.
         """
         while True:
-            await trio.sleep(max(self._written_s + BEAT_S - self._monotonic_s(), 0.05))
+            await self._sleep_unless_fenced(max(self._written_s + BEAT_S - self._monotonic_s(), 0.05))
+            if self.fenced is not None:
+                return
             if self._monotonic_s() - self._written_s < BEAT_S:
                 continue
             try:
@@ -167,6 +180,14 @@ class Node:
             except Fenced as exc:
                 log.error("%s", exc)
                 return
+            except RemoteError as exc:
+                # The mount lives on without the remote, and so must this task; `status` has the remote's health.
+                log.error("the heartbeat failed, will be tried again: %s", exc)
+                await self._sleep_unless_fenced(RETRY_S)
+
+    async def _sleep_unless_fenced(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._fenced_event.wait()
 
     async def checkpoint(self) -> None:
         """Write the catalogue down, so that a start need not read the segments before. Raises Fenced, RemoteError."""
@@ -259,16 +280,17 @@ async def open_node(
     """
     holder, holder_etag = await _read_holder(store)
     inherited: Catalogue = {}
-    if holder is not None and holder.node != identity.name:
-        inherited = await _take_from(store, envelope, holder, identity, take_over, stale_s)
-    state, etag = await _start_incarnation(store, identity)
     untouched = holder is None or holder.node == identity.name
+    if holder is not None and not untouched:
+        inherited = await _take_from(store, envelope, holder, identity, take_over, stale_s)
+    state, etag = await _start_incarnation(store, identity, forget=not untouched)
     if untouched:
         inherited = await _read_catalogue(store, envelope, state)
-    await _claim(store, identity, state.incarnation, holder_etag)
     node = Node(store, envelope, identity, state, etag, inherited, monotonic_s=monotonic_s, untouched=untouched)
     if inherited and not untouched:
+        # Before the claim: from then on nobody looks into the state of the node before.
         await node.checkpoint()
+    await _claim(store, identity, state.incarnation, holder_etag)
     return node
 
 
@@ -289,21 +311,26 @@ async def _claim(store: ObjectStore, identity: Identity, incarnation: int, etag:
         raise RemoteHeld("another node took the remote at this very moment: try again, or mount there") from exc
 
 
-async def _start_incarnation(store: ObjectStore, identity: Identity) -> tuple[NodeState, str]:
-    """This node's state for a new incarnation, swapped in, and its etag."""
+async def _start_incarnation(store: ObjectStore, identity: Identity, *, forget: bool) -> tuple[NodeState, str]:
+    """This node's state for a new incarnation, swapped in, and its etag. *forget*: another node has held the prefix
+    since, so nothing that this one published before is the latest any more.
+    """
     key = state_key(identity.name)
     try:
         blob = await store.get(key)
     except RemoteMissing:
         state = NodeState(node=identity.name, hostname=identity.hostname, incarnation=1)
         return state, await store.put_if(key, encode_state(state), None)
+    old = decode_state(blob.body)
     state = msgspec.structs.replace(
-        (old := decode_state(blob.body)),
+        old,
         incarnation=old.incarnation + 1,
         beat=old.beat + 1,
         hostname=identity.hostname,
         fenced_by=None,
         clean=False,
+        last_checkpoint=old.last_segment if forget else old.last_checkpoint,
+        has_checkpoint=old.has_checkpoint and not forget,
     )
     return state, await store.put_if(key, encode_state(state), blob.etag)
 
