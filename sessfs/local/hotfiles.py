@@ -6,10 +6,11 @@ Open descriptors are kept, the least recently used closed first.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
-from sessfs.errors import StoreFull
+from sessfs.errors import PosixError, SessfsError, StoreFull
 from sessfs.types import Ino
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class HotFiles:
                     at += os.copy_file_range(source, target, end - at, at, at)
         except OSError as exc:
             self.delete(ino, new_number)
-            raise self._full(exc) from exc
+            raise self._refused(exc) from exc
         finally:
             os.close(source)
 
@@ -98,21 +99,27 @@ class HotFiles:
                 view = view[written:]
                 offset += written
         except OSError as exc:
-            raise self._full(exc) from exc
+            raise self._refused(exc) from exc
 
     def truncate(self, ino: Ino, number: int, size_bytes: int) -> None:
         """Cut or extend with zeros."""
         try:
             os.ftruncate(self.fd(ino, number), size_bytes)
         except OSError as exc:
-            raise self._full(exc) from exc
+            raise self._refused(exc) from exc
 
-    def _full(self, exc: OSError) -> StoreFull:
+    def _refused(self, exc: OSError) -> SessfsError:
+        if exc.errno in (errno.EFBIG, errno.EINVAL):
+            # The filesystem below has a largest file, and so has this one.
+            return PosixError(errno.EFBIG, "the file would be larger than the state directory's filesystem allows")
         return StoreFull(f"can't write to {self._directory}: {exc.strerror}")
 
     def allocated_bytes(self, ino: Ino, number: int) -> int:
-        """Bytes of disk that the hot file takes."""
-        return os.fstat(self.fd(ino, number)).st_blocks * 512
+        """Bytes of disk that the hot file takes; does not open it, since this is asked of all of them at once."""
+        fd = self._fds.get(number)
+        if fd is not None:
+            return os.fstat(fd).st_blocks * 512
+        return os.stat(f"{ino:x}.{number:x}", dir_fd=self._dir_fd).st_blocks * 512
 
     def duplicate(self, ino: Ino, number: int) -> int:
         """A descriptor of the caller's own, to be flushed by `sync` in a thread and closed by it."""

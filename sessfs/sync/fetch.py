@@ -117,6 +117,10 @@ class RemoteChunks:
         self._monotonic_s = monotonic_s
         self._starts: dict[Ino, _Start] = {}
 
+    def is_here(self, cid: ChunkId) -> bool:
+        """See ChunkSource. A damaged chunk is not here."""
+        return cid in self._memory or (cid not in self._damaged and self._reader.has(cid))
+
     def note_read(self, session: Ino, cid: ChunkId) -> None:
         """See ChunkSource: how a session's start is learned, and the chunks it needs first with it."""
         now = self._monotonic_s()
@@ -135,7 +139,7 @@ class RemoteChunks:
 
     async def prefetch(self, ids: Sequence[ChunkId]) -> None:
         """Fetch those of *ids* that are not here. Raises as `fetch`."""
-        wanted = [cid for cid in ids if self._places.has(cid) and cid not in self._memory and not self._reader.has(cid)]
+        wanted = [cid for cid in ids if self._places.has(cid) and not self.is_here(cid)]
         for first in range(0, len(wanted), PREFETCH_CHUNKS):
             await self.fetch(wanted[first : first + PREFETCH_CHUNKS])
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from sessfs.local.inodes import Inode, Inodes
     from sessfs.types import ChunkId, Ino
 
+READ_AHEAD_BYTES = 2 << 20
+"""Who waits for one chunk of a file will want the next: what follows comes with it, mostly in the same request."""
 COPY_MAX_BYTES = 32 << 20
 """A frozen hot file of up to this size is copied for a writer, which takes some ten ms; for a larger one it waits."""
 SUID_SGID = stat.S_ISUID | stat.S_ISGID
@@ -34,6 +36,9 @@ class ChunkSource(Protocol):
 
     def find(self, cid: ChunkId) -> bytes | None:
         """The verified chunk if it is here, without waiting; raises StoreCorrupt if what is here is not it."""
+
+    def is_here(self, cid: ChunkId) -> bool:
+        """True when `find` would have the chunk; costs a look-up."""
 
     def note_read(self, session: Ino, cid: ChunkId) -> None:
         """A file of *session* is read, and the chunk is needed for it."""
@@ -83,7 +88,7 @@ class FileIO:
             missing = self._gather(inode, offset, end, parts)
             if not missing:
                 return parts[0] if len(parts) == 1 else b"".join(parts)
-            await self._chunks.fetch(missing)
+            await self._chunks.fetch([*missing, *self._ahead(inode, end)])
 
     def _read_hot(self, inode: Inode, start: int, end: int) -> bytes:
         if not inode.hot_no:
@@ -108,6 +113,11 @@ class FileIO:
                 else:
                     parts.append(chunk[low - extent.start : high - extent.start])
         return missing
+
+    def _ahead(self, inode: Inode, start: int) -> list[ChunkId]:
+        """The chunks of the bytes from *start* on that are likely to be asked for next, and not here."""
+        ahead = self._inodes.load_recipe(inode).overlapping(start, min(start + READ_AHEAD_BYTES, inode.size))
+        return [e.chunk for e in ahead if not e.is_hole and not self._chunks.is_here(e.chunk)]
 
     def _find(self, inode: Inode, extent: Extent) -> bytes | None:
         try:

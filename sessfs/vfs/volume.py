@@ -57,6 +57,10 @@ class LocalChunks:
         """See ChunkSource."""
         return self._reader.find(cid)
 
+    def is_here(self, cid: ChunkId) -> bool:
+        """See ChunkSource."""
+        return self._reader.has(cid)
+
     def note_read(self, session: Ino, cid: ChunkId) -> None:
         """See ChunkSource: nothing is learned."""
 
