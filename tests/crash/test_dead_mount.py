@@ -41,9 +41,7 @@ def test_twenty_kills_under_an_application_leave_one_mount_each(mount: Mounted) 
     write_file(session / "f", b"content")
     _sync(session / "f")
     _sync(session)
-    body = (
-        'files = [open("f", "r+b") for _ in range(5)]; say(0); wait(); say([err(os.listdir, "."), err(files[0].read)])'
-    )
+    body = 'files = [open("f", "r+b") for _ in range(5)]; say(0); wait(); say([err(os.listdir, "."), err(open, "f")])'
     for turn in range(20):
         with Child(session, body) as application:
             application.hear()
@@ -64,8 +62,7 @@ def test_second_mount_of_the_same_state_is_refused_with_the_pid_of_the_first(mou
     other.mkdir()
     done = mount.sessfs("mount", str(other), "--state", str(mount.state), check=False)
     assert done.returncode == 15
-    assert str(mount.pid) in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert f"pid {mount.pid}" in done.stderr.strip().splitlines()[-1]
     assert mount_lines(other) == []
     (mount.path / "user1").mkdir()
     assert os.listdir(mount.path) == ["user1"]
