@@ -1,0 +1,78 @@
+"""Other machines on this one: processes started inside `machine` see another hostname, and maybe another network.
+
+Needs root. Only the calling thread, and what it starts, changes its namespaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import socket
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWNET = 0x40000000
+HOST_ADDRESS = "10.213.77.1"
+GUEST_ADDRESS = "10.213.77.2"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(name: str, *arguments: int) -> None:
+    if getattr(_libc, name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+@contextlib.contextmanager
+def machine(hostname: str, network: Path | None = None) -> Iterator[None]:
+    """Inside, be on a machine called *hostname*, in the network namespace of that file if one is given."""
+    own = [(os.open(f"/proc/thread-self/ns/{name}", os.O_RDONLY), kind) for name, kind in _kinds(network)]
+    try:
+        _call("unshare", CLONE_NEWUTS)
+        socket.sethostname(hostname)
+        if network is not None:
+            fd = os.open(network, os.O_RDONLY)
+            try:
+                _call("setns", fd, CLONE_NEWNET)
+            finally:
+                os.close(fd)
+        yield
+    finally:
+        for fd, kind in own:
+            _call("setns", fd, kind)
+            os.close(fd)
+
+
+def _kinds(network: Path | None) -> list[tuple[str, int]]:
+    return [("uts", CLONE_NEWUTS)] + ([("net", CLONE_NEWNET)] if network is not None else [])
+
+
+@contextlib.contextmanager
+def other_network() -> Iterator[Path]:
+    """A network namespace, as its file, joined to this one by a veth pair: this side is HOST_ADDRESS there."""
+    name = f"sessfs-{secrets.token_hex(3)}"
+    link = f"sfs{secrets.token_hex(3)}"
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True, stdin=subprocess.DEVNULL)
+
+    ip("netns", "add", name)
+    try:
+        ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+        ip("addr", "add", f"{HOST_ADDRESS}/24", "dev", link)
+        ip("link", "set", link, "up")
+        ip("-n", name, "addr", "add", f"{GUEST_ADDRESS}/24", "dev", "eth0")
+        ip("-n", name, "link", "set", "eth0", "up")
+        ip("-n", name, "link", "set", "lo", "up")
+        yield Path("/run/netns") / name
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            ip("link", "del", link)
+        ip("netns", "del", name)
