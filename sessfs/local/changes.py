@@ -70,6 +70,10 @@ class Changes:
         """Everything of the session is to be published afresh."""
         self._of(session).whole = True
 
+    def unpublished(self) -> list[Ino]:
+        """Sessions with changes that are not published: those noted here, and those on their way."""
+        return [Ino(SESSION_KEY.unpack(key)[0]) for key, _ in self._meta.scan(DIRTY)]
+
     def take(self, session: Ino) -> SessionChanges:
         """At a cut: the changes noted so far; from here on new ones are collected. They still count as unpublished, in
         `meta/`, until `settle`.

@@ -81,6 +81,7 @@ class RemoteSide:
             gate,
             clock_ns=time.time_ns,
             drop_tree=volume.namespace.drop_session_tree,
+            drop_file=volume.namespace.drop_root_file,
             rename=volume.rename_session,
         )
         self.writeback = Writeback(

@@ -74,6 +74,7 @@ class SessionDirectory:
         *,
         clock_ns: Callable[[], int],
         drop_tree: Callable[[Ino], None],
+        drop_file: Callable[[bytes], None],
         rename: Callable[[bytes, bytes], None],
     ) -> None:
         self._inodes = inodes
@@ -84,9 +85,11 @@ class SessionDirectory:
         self._catalogue = catalogue
         self._clock_ns = clock_ns
         self._drop_tree = drop_tree
+        self._drop_file = drop_file
         self._rename = rename
         self._loading: dict[Ino, trio.Lock] = {}
         self._complete = False
+        self._root_loaded = places.published(ROOT_INO) is not None
         self._unverified: set[Ino] = set()
         self.stubs: set[Ino] = {ino for ino, p in places.iter_published() if p.stub}
         """Sessions whose tree is not loaded."""
@@ -105,11 +108,82 @@ class SessionDirectory:
             if dentry.ino in self._unverified:
                 await self._verify(dentry.ino, name)
             return
-        if self._complete:
+        await self._load_root()
+        if self._complete or self._inodes.find_dentry(ROOT_INO, name) is not None:
             return
+        for session in self._removed().get(name, ()):
+            if session not in self._unverified or not await self._verify_removed(session, name):
+                return
         found = await self._catalogue.resolve(name)
         if found is not None and self._inodes.find_dentry(ROOT_INO, name) is None:
             self._add_stub(name)
+
+    def _removed(self) -> dict[bytes, list[Ino]]:
+        """Names that the remote has for sessions which were removed or renamed here since: they stand for nothing."""
+        removed: dict[bytes, list[Ino]] = {}
+        for session in self._inodes.changes.unpublished() if self._inodes.changes is not None else []:
+            published = self._places.published(session)
+            if published is not None and session != ROOT_INO:
+                dentry = self._inodes.find_dentry(ROOT_INO, published.name)
+                if dentry is None or dentry.ino != session:
+                    removed.setdefault(published.name, []).append(session)
+        return removed
+
+    async def _verify_removed(self, session: Ino, name: bytes) -> bool:
+        """A session was removed or renamed here. True when another node published *name* since, so that it stays."""
+        found = await self._catalogue.resolve(name)
+        published = self._places.published(session)
+        if session not in self._unverified or published is None:
+            return published is None
+        self._unverified.discard(session)
+        if found is None or self._is_known(published, found[0]):
+            return False
+        self._places.set_published(session, None)
+        if self._inodes.changes is not None:
+            self._inodes.changes.note_whole(session)
+        return True
+
+    @staticmethod
+    def _is_known(published: Published, ref: ManifestRef | None) -> bool:
+        return ref is not None and published.manifest == (ref.node, ref.segment, ref.offset, ref.length)
+
+    async def _load_root(self) -> None:
+        """Bring the files directly in the root here, which are a session of their own. Raises RemoteError. Names that
+        are taken here already stay what they are.
+        """
+        if ROOT_INO in self._unverified:
+            await self._verify_root()
+        if self._root_loaded:
+            return
+        async with self._loading.setdefault(ROOT_INO, trio.Lock()):
+            if self._root_loaded:
+                return
+            found = await self._catalogue.resolve(DOT_SESSION)
+            if found is not None and found[0] is not None:
+                manifest = await load_manifest(self._store, self._envelope, found[0])
+                self._install(ROOT_INO, DOT_SESSION, manifest, found[0])
+            self._root_loaded = True
+
+    async def _verify_root(self) -> None:
+        """`_verify` for the files directly in the root."""
+        found = await self._catalogue.resolve(DOT_SESSION)
+        published = self._places.published(ROOT_INO)
+        if ROOT_INO not in self._unverified:
+            return
+        self._unverified.discard(ROOT_INO)
+        if published is not None and found is not None and self._is_known(published, found[0]):
+            return
+        changes = self._inodes.changes
+        unsent = changes is not None and ROOT_INO in changes.sessions
+        for name, dentry in list(self._inodes.iter_dentries(ROOT_INO)):
+            if stat.S_ISDIR(dentry.kind):
+                continue
+            if unsent:
+                self._rename(name, self._free_name(name + UNSENT_SUFFIX))
+            else:
+                self._drop_file(name)
+        self._places.set_published(ROOT_INO, None)
+        self._root_loaded = False
 
     async def _verify(self, session: Ino, name: bytes) -> None:
         """Hold a session of this state against the remote's. Where the other node published it since, the remote's
@@ -120,10 +194,8 @@ class SessionDirectory:
             return
         self._unverified.discard(session)
         published = self._places.published(session)
-        if found is not None and published is not None and found[0] is not None:
-            ref = found[0]
-            if published.manifest == (ref.node, ref.segment, ref.offset, ref.length):
-                return
+        if found is not None and published is not None and self._is_known(published, found[0]):
+            return
         changes = self._inodes.changes
         if changes is not None and session in changes.sessions:
             kept = self._free_name(name + UNSENT_SUFFIX)
@@ -151,17 +223,27 @@ class SessionDirectory:
     async def verify_all(self) -> None:
         """Verify every session that has unpublished changes, so that they can be published. Raises RemoteError."""
         changes = self._inodes.changes
-        for session in list(self._unverified & (changes.sessions.keys() if changes is not None else set())):
-            name = self._inodes.find_session_name(session)
+        changed = list(changes.sessions) if changes is not None else []
+        if ROOT_INO in changed:
+            await self._load_root()
+        for session in self._unverified.intersection(changed):
+            name, published = self._inodes.find_session_name(session), self._places.published(session)
             if name is not None:
                 await self._verify(session, name)
+            elif published is not None:
+                await self._verify_removed(session, published.name)
 
     async def iter_pages(self) -> AsyncIterator[list[bytes]]:
         """Names of sessions that were not known here, page by page, each made a stub. Raises RemoteError."""
+        before = {name for name, _ in self._inodes.iter_dentries(ROOT_INO)} if not self._root_loaded else None
+        await self._load_root()
+        if before is not None:
+            yield [name for name, _ in self._inodes.iter_dentries(ROOT_INO) if name not in before]
         if self._complete:
             return
         async for page in self._catalogue.iter_pages():
-            fresh = [name for name in page if name != DOT_SESSION and self._inodes.find_dentry(ROOT_INO, name) is None]
+            hidden = {DOT_SESSION, *self._removed()}
+            fresh = [name for name in page if name not in hidden and self._inodes.find_dentry(ROOT_INO, name) is None]
             for name in fresh:
                 self._add_stub(name)
             yield fresh
@@ -250,6 +332,8 @@ class _Installer:
         while stack:
             old, directory = stack.pop()
             for name, child in self._children.get(old, []):
+                if directory.ino == ROOT_INO and self._inodes.find_dentry(ROOT_INO, name) is not None:
+                    continue
                 inode = self._place(directory, name, child)
                 if stat.S_ISDIR(inode.mode):
                     stack.append((child, inode))

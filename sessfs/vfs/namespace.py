@@ -256,6 +256,14 @@ class Namespace:
         if changes is not None:
             changes.forget(session)
 
+    def drop_root_file(self, name: bytes) -> None:
+        """Take a file out of the root, without it being a change that is published."""
+        changes, self._inodes.changes = self._inodes.changes, None
+        try:
+            self.unlink(ROOT_INO, name)
+        finally:
+            self._inodes.changes = changes
+
     def _empty(self, directory: Ino) -> None:
         for name, dentry in list(self._inodes.iter_dentries(directory)):
             if stat.S_ISDIR(dentry.kind):

@@ -1,6 +1,6 @@
 """Remotes for mounts under test: a bucket behind a proxy that counts, or a directory; and what lies in them.
 
-A test module that uses the fixtures has `pytest_plugins = ["tests.support.s3fixtures", "tests.support.remotes"]`.
+The fixtures are in remotefixtures.py.
 """
 
 from __future__ import annotations
@@ -8,18 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import boto3
-import pytest
 
 from tests.support.mounted import Mounted
 from tests.support.s3proxy import Proxy, proxied
 from tests.support.s3servers import KEY_ID, SECRET, Endpoint
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -79,20 +80,6 @@ def new_bucket(endpoint: Endpoint) -> Iterator[Bucket]:
         yield Bucket(endpoint, name, proxy)
 
 
-@pytest.fixture
-def bucket(moto_endpoint: Endpoint) -> Iterator[Bucket]:
-    """A bucket on a server with conditional writes."""
-    with new_bucket(moto_endpoint) as made:
-        yield made
-
-
-@pytest.fixture
-def plain_bucket(rclone_endpoint: Endpoint) -> Iterator[Bucket]:
-    """A bucket on a server without conditional writes."""
-    with new_bucket(rclone_endpoint) as made:
-        yield made
-
-
 def wait_published(mounted: Mounted, timeout_s: float = 30.0) -> dict[str, Any]:
     """Return the status once nothing of the mount is at risk any more."""
     end = time.monotonic() + timeout_s
@@ -109,3 +96,15 @@ def forget(mounted: Mounted) -> None:
     """Kill the daemon and take its dead mount away: the machine is gone, its state is left alone."""
     mounted.kill()
     mounted.detach()
+
+
+def try_mount(mounted: Mounted) -> subprocess.CompletedProcess[str]:
+    """Mount what was not entered, which is to fail, and clean up; the state directory is kept only if it was given."""
+    done = mounted.sessfs("mount", str(mounted.path), "--state", str(mounted.state), *mounted.options, check=False)
+    try:
+        assert not mounted.is_mounted(), f"it was not refused: {done.stdout}{done.stderr}"
+    finally:
+        if mounted.is_mounted():
+            mounted.umount()
+        shutil.rmtree(mounted.path.parent)
+    return done
