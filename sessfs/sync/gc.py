@@ -35,7 +35,7 @@ from sessfs.format.segment import checkpoint_key, segment_key, state_key
 from sessfs.remote.footers import read_segment_footer
 from sessfs.sync import gc_marks, remote_index
 from sessfs.sync.gc_live import Liveness, is_over
-from sessfs.sync.gc_marks import MARK_PREFIX, MARK_VERSION, Mark
+from sessfs.sync.gc_marks import MARK_PREFIX, MARK_VERSION, RETIRED_S, Mark
 from sessfs.sync.remote_index import Root
 
 if TYPE_CHECKING:
@@ -152,12 +152,18 @@ class _Run:
 
     async def run(self) -> Report:
         marks = await gc_marks.read_marks(self._store, touch_clock=not self._options.dry_run)
-        view = await remote_index.read_view(self._store, self._envelope, self._progress)
+        self._now_s = marks.now_s
+        retired = {identity for identity, since_s in marks.retired_since().items() if self._is_old(since_s)}
+        view = await remote_index.read_view(
+            self._store,
+            self._envelope,
+            counts=lambda state: (state.node, state.incarnation) not in retired,
+            progress=self._progress,
+        )
         if self._options.dry_run:
             newest = max((stored.mtime_s for stored in view.inventory.segments.values()), default=0.0)
-            marks = gc_marks.Marks(marks.marks, max(marks.now_s, newest))
-        self._now_s = marks.now_s
-        retired = self._retire(view, marks)
+            self._now_s = max(self._now_s, newest)
+        replaced = self._find_replaced(view, marks, retired)
         await self._mark_all(view)
         started_s = trio.current_time()
         unreferenced = {ref for ref in view.inventory.segments if is_over(ref, view) and ref not in self._live.ranges}
@@ -168,12 +174,12 @@ class _Run:
         report = self._report(view, unreferenced - spared, doomed, checkpoints, writer)
         if self._options.dry_run:
             return report
-        await self._put_mark(view, marks, unreferenced, spared, retired)
+        await self._put_mark(view, marks, unreferenced, spared, replaced)
         await self._delete([checkpoint_key(*ref) for ref in checkpoints], started_s)
         if writer is None:
             await self._delete([segment_key(*ref) for ref in sorted(doomed)], started_s)
             existing = view.inventory.segments.keys() - doomed
-            await self._delete(marks.settled(existing, retired.keys(), MARK_KEEP_S), started_s)
+            await self._delete(marks.settled(existing, replaced, MARK_KEEP_S), started_s)
         await self._rewrite(view)
         return report
 
@@ -182,10 +188,9 @@ class _Run:
 
     # -- what is live
 
-    def _retire(self, view: View, marks: Marks) -> dict[tuple[str, int], float]:
-        """The nodes that another one replaced, with the store's time when that was first said; what those of them knew
-        that were replaced a grace period ago counts no more. Raises RemoteCorrupt when the holder has no state: then
-        nobody can say what is live.
+    def _find_replaced(self, view: View, marks: Marks, retired: set[tuple[str, int]]) -> dict[tuple[str, int], float]:
+        """The nodes that another one replaced, with the store's time when a mark first said so, RETIRED_S for those in
+        *retired*. Raises RemoteCorrupt when the holder has no state: then nobody can say what is live.
         """
         if view.holder is None:
             return {}
@@ -194,15 +199,12 @@ class _Run:
                 f"node {view.holder.node} holds the remote, and its state is missing: mount there before collecting"
             )
         known = marks.retired_since()
-        retired = {}
-        for node in sorted(view.catalogues):
-            if node == view.holder.node:
-                continue
-            identity = (node, view.states[node].incarnation)
-            retired[identity] = known.get(identity, self._now_s)
-            if identity in known and self._is_old(known[identity]):
-                del view.catalogues[node]
-        return retired
+        replaced = {}
+        for node, state in view.states.items():
+            identity = (node, state.incarnation)
+            if node != view.holder.node and not state.clean:
+                replaced[identity] = RETIRED_S if identity in retired else known.get(identity, self._now_s)
+        return replaced
 
     async def _mark_all(self, view: View) -> None:
         """Mark from every manifest that the bucket names."""
@@ -294,20 +296,20 @@ class _Run:
         marks: Marks,
         unreferenced: set[SegmentRef],
         spared: set[SegmentRef],
-        retired: dict[tuple[str, int], float],
+        replaced: dict[tuple[str, int], float],
     ) -> None:
         """Say what was found, if it is news."""
         condemned = marks.condemned_since().keys()
         candidates = unreferenced - condemned - spared
         rescued = {ref for ref in condemned if ref in self._live.ranges and ref in view.inventory.segments} | spared
-        news = retired.keys() - marks.retired_since().keys()
+        news = replaced.items() - marks.retired_since().items()
         if not candidates and not rescued and not news:
             return
         mark = Mark(
             version=MARK_VERSION,
             candidates=gc_marks.group(candidates),
             rescued=gc_marks.group(rescued),
-            retired=[(node, incarnation, since_s) for (node, incarnation), since_s in sorted(retired.items())],
+            retired=[(node, incarnation, since_s) for (node, incarnation), since_s in sorted(replaced.items())],
         )
         await self._store.put(f"{MARK_PREFIX}{self._options.run_id}", gc_marks.encode_mark(mark))
 

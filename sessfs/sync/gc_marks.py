@@ -18,7 +18,7 @@ from sessfs.format.segment import segment_key
 from sessfs.remote.objectstore import LIST_PAGE, iter_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from sessfs.remote.objectstore import ObjectStore
 
@@ -26,6 +26,7 @@ GC_PREFIX = "gc/"
 MARK_PREFIX = "gc/mark-"
 CLOCK_KEY = "gc/clock"
 MARK_VERSION = 1
+RETIRED_S = 0.0
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -37,7 +38,9 @@ class Mark(msgspec.Struct, frozen=True):
     rescued: dict[str, list[int]]
     """Segments of older marks that are referred to, or needed, after all: they must age anew."""
     retired: list[tuple[str, int, float]]
-    """(node, incarnation, store's time when a mark first said so) of nodes that another one has replaced."""
+    """(node, incarnation, store's time when a mark first said so) of nodes that another one has replaced; the time is
+    RETIRED_S once what they knew is left to rot.
+    """
 
 
 class StoredMark(NamedTuple):
@@ -83,21 +86,22 @@ class Marks:
         return since
 
     def retired_since(self) -> dict[tuple[str, int], float]:
-        """(node, incarnation) of replaced nodes, with the store's time of the first mark that said so."""
+        """(node, incarnation) of replaced nodes, with the store's time of the first mark that said so, or RETIRED_S."""
         since: dict[tuple[str, int], float] = {}
         for stored in self.marks:
             for node, incarnation, since_s in stored.mark.retired:
-                since.setdefault((node, incarnation), since_s)
+                since[node, incarnation] = min(since_s, since.get((node, incarnation), since_s))
         return since
 
     def settled(
-        self, existing: Collection[SegmentRef], retired: Collection[tuple[str, int]], keep_s: float
+        self, existing: Collection[SegmentRef], retired: Mapping[tuple[str, int], float], keep_s: float
     ) -> list[str]:
         """Keys of marks that say nothing any more: their candidates are gone from *existing*, or were rescued at least
         *keep_s* ago, when no collector that might not know it can still be running; and a later mark repeats what they
         say of nodes that still are *retired*.
         """
         since = self.condemned_since()
+        known = self.retired_since()
         repeated: set[tuple[str, int]] = set()
         fresh: set[SegmentRef] = set()
         keys: list[str] = []
@@ -105,8 +109,12 @@ class Marks:
             mark = stored.mark
             waiting = any(ref in existing and (ref in since or ref in fresh) for ref in ungroup(mark.candidates))
             young = self.now_s - stored.mtime_s < keep_s
-            replaced = {(node, incarnation) for node, incarnation, _ in mark.retired}
-            if not waiting and not young and repeated.issuperset(replaced & set(retired)):
+            replaced = {
+                (node, incarnation)
+                for node, incarnation, since_s in mark.retired
+                if since_s == known[node, incarnation]
+            }
+            if not waiting and not young and repeated.issuperset(replaced & retired.keys()):
                 keys.append(stored.key)
             if young:
                 fresh |= ungroup(mark.rescued)

@@ -84,7 +84,7 @@ class View(NamedTuple):
     states: dict[str, NodeState]
     etags: dict[str, str]
     catalogues: dict[str, Catalogue]
-    """Of nodes that did not release all."""
+    """Of nodes that did not release all, as far as they count."""
 
     @property
     def truth(self) -> Catalogue:
@@ -216,8 +216,16 @@ async def read_holder(store: ObjectStore) -> tuple[Holder | None, str | None]:
     return decode_holder(blob.body), blob.etag
 
 
-async def read_view(store: ObjectStore, envelope: Envelope, progress: Progress | None = None) -> View:
-    """Who writes, and what each node says. Raises RemoteError; a node without a state is simply not in `states`."""
+async def read_view(
+    store: ObjectStore,
+    envelope: Envelope,
+    *,
+    counts: Callable[[NodeState], bool] = lambda state: False,
+    progress: Progress | None = None,
+) -> View:
+    """Who writes, and what each node says. *counts* is asked whether to read the catalogue of a node that is not the
+    holder; no mount would restore anything from it. A node without a state is not in `states`. Raises RemoteError.
+    """
     inventory = await read_inventory(store, progress)
     holder, holder_etag = await read_holder(store)
     nodes = inventory.nodes | ({holder.node} if holder is not None else set())
@@ -232,7 +240,8 @@ async def read_view(store: ObjectStore, envelope: Envelope, progress: Progress |
         view.etags[node] = blob.etag
         if state.node != node:
             raise RemoteCorrupt(f"{state_key(node)} is the state of node {state.node}")
-        if not state.clean:
+        is_holder = holder is not None and holder.node == node
+        if not state.clean and (is_holder or counts(state)):
             view.catalogues[node] = await read_catalogue(store, envelope, state)
 
     await for_each(over(sorted(nodes)), read_node)
