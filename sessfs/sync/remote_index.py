@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import trio
 
-from sessfs.errors import RemoteCorrupt, RemoteMissing, SessfsError
+from sessfs.errors import RemoteCorrupt, RemoteMissing, RemoteUnsuitable, SessfsError, StoreCorrupt
 from sessfs.format.manifest import Manifest, ManifestRef, SegmentRef, merge
 from sessfs.format.repository import (
     FORMAT_KEY,
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PARALLEL = 16
+DAMAGE = (RemoteCorrupt, RemoteMissing, RemoteUnsuitable, StoreCorrupt)
+"""Errors that are a finding about the bucket, not a failure to find out."""
 
 
 class Stored(NamedTuple):
@@ -221,10 +223,12 @@ async def read_view(
     envelope: Envelope,
     *,
     counts: Callable[[NodeState], bool] = lambda state: False,
+    on_damage: Callable[[str, SessfsError], None] | None = None,
     progress: Progress | None = None,
 ) -> View:
     """Who writes, and what each node says. *counts* is asked whether to read the catalogue of a node that is not the
-    holder; no mount would restore anything from it. A node without a state is not in `states`. Raises RemoteError.
+    holder; no mount would restore anything from it. A node without a state is not in `states`. *on_damage*, if given,
+    gets (key, error) of what is damaged, which is then left out. Raises RemoteError.
     """
     inventory = await read_inventory(store, progress)
     holder, holder_etag = await read_holder(store)
@@ -244,7 +248,15 @@ async def read_view(
         if not state.clean and (is_holder or counts(state)):
             view.catalogues[node] = await read_catalogue(store, envelope, state)
 
-    await for_each(over(sorted(nodes)), read_node)
+    async def try_node(node: str) -> None:
+        try:
+            await read_node(node)
+        except DAMAGE as exc:
+            if on_damage is None:
+                raise
+            on_damage(state_key(node), exc)
+
+    await for_each(over(sorted(nodes)), try_node)
     return view
 
 
