@@ -1,4 +1,4 @@
-"""`sessfs fsck`: is a state directory whole?"""
+"""`sessfs fsck`: is a state directory, or a remote, whole?"""
 
 from __future__ import annotations
 
@@ -11,33 +11,63 @@ import msgspec
 import typer
 from rich.console import Console
 
-from sessfs.cli import looking, output
-from sessfs.errors import StoreCorrupt
+from sessfs.cli import looking, mounting, output, remote_commands
+from sessfs.errors import RemoteCorrupt, StoreCorrupt, UsageError
 from sessfs.mount import preflight
 from sessfs.sync import fsck as checker
 
 Json = looking.Json
 State = Annotated[
-    Path,
+    Path | None,
     typer.Option("--state", metavar="DIR", help="The state directory, which must not be mounted; it is only read."),
+]
+Remote = Annotated[
+    str | None, typer.Option(metavar="URL", help="Check this remote instead; it may be mounted, and is only read.")
+]
+ReadData = Annotated[
+    float | None,
+    typer.Option(
+        "--read-data",
+        metavar="PERCENT",
+        min=0,
+        max=100,
+        help="Of a remote, also read this much of the data and verify every chunk in it [default: 0].",
+    ),
 ]
 
 
-def fsck(state: State, as_json: Json = False) -> None:
-    """Check a state directory, everything against everything. Exit 0 only if it is clean, 21 if not.
+def fsck(
+    state: State = None,
+    remote: Remote = None,
+    read_data: ReadData = None,
+    endpoint_url: mounting.Endpoint = None,
+    region: mounting.Region = None,
+    path_style: mounting.PathStyle = False,
+    key_file: mounting.KeyFile = None,
+    as_json: Json = False,
+) -> None:
+    """Check a state directory or a remote, everything against everything. Exit 0 only if it is clean, 21 or 35 if not.
 
     Names each damaged file with its session. Changes nothing: what a crash left unfinished, the next mount mends.
     """
-    state_dir = Path(os.path.abspath(state))
-    preflight.check_state(state_dir)
+    if (state is None) == (remote is None):
+        raise UsageError("check what? Give either --state DIR or --remote URL")
+    if state is not None and read_data is not None:
+        raise UsageError("--read-data is for --remote: of a state directory everything is read")
     quiet = as_json or not sys.stderr.isatty()
-    report = checker.check_state(state_dir) if quiet else _check_with_progress(state_dir)
+    if state is not None:
+        state_dir = Path(os.path.abspath(state))
+        preflight.check_state(state_dir)
+        report = checker.check_state(state_dir) if quiet else _check_with_progress(state_dir)
+    else:
+        settings = remote_commands.settings_for(remote, endpoint_url, region, path_style, key_file)
+        report = remote_commands.check(settings, read_data or 0.0, quiet=as_json)
     if as_json:
         output.print_json({"clean": report.clean, **msgspec.to_builtins(report)})
     else:
         _print_report(report)
     if not report.clean:
-        raise typer.Exit(StoreCorrupt.exit_code)
+        raise typer.Exit(StoreCorrupt.exit_code if state is not None else RemoteCorrupt.exit_code)
 
 
 def _check_with_progress(state_dir: Path) -> checker.Report:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sessfs.cli import checking, doctor, looking, mounting, output, syncing
+from sessfs.cli import checking, doctor, looking, mounting, output, remote_commands, syncing
 from sessfs.errors import SessfsError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130
@@ -32,6 +32,8 @@ def build_app() -> typer.Typer:
         looking.sessions,
         syncing.sync,
         checking.fsck,
+        remote_commands.gc,
+        remote_commands.key,
         doctor.doctor,
     ):
         app.command()(verb)
