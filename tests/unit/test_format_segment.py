@@ -217,7 +217,7 @@ def _sealed_footer(footer: Footer, start: int) -> bytes:
 
 @pytest.mark.parametrize(
     "frames",
-    [[(8, 10)], [(8, 30)], [(9, 19)], [(8, 10), (19, 9)], [(8, 12), (18, 10)], [(8, 20), (8, 20)], [(0, 28)], []],
+    [[(8, 10)], [(8, 30)], [(9, 19)], [(8, 10), (20, 10)], [(8, 12), (18, 10)], [(8, 20), (8, 20)], [(0, 28)], []],
     ids=["short", "long", "late", "gap", "overlap", "twice", "head", "none"],
 )
 def test_footer_that_leaves_bytes_out_is_corrupt(frames: list[tuple[int, int]]) -> None:
