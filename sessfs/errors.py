@@ -1,32 +1,32 @@
 """Every error sessfs raises on purpose: what happened, the errno a system call gets, the exit code a command gets.
 
-    SessfsError                     EIO        1
-    ├── UsageError                  EINVAL     2    the command line or a setting is wrong
-    ├── PosixError                  (its own)  1    a rule of the filesystem says no
-    ├── HostError                                  this machine can't mount
-    │   ├── MountpointUnusable      ENOTDIR    10   missing, not a directory, not empty
-    │   ├── FuseMissing             ENODEV     11   no /dev/fuse
-    │   ├── FusermountMissing       ENOENT     12   no fusermount3, and not root
-    │   ├── NoRights                EACCES     13   may not open /dev/fuse, the state or the mountpoint
-    │   ├── StateTooNew             EPROTO     14   written by a newer sessfs
-    │   ├── StateInUse              EBUSY      15   another live daemon has the state; names its pid
-    │   ├── NotMounted              ENOTCONN   16   no sessfs is mounted there
-    │   ├── MountBusy               EBUSY      17   files are still open; names the processes
-    │   └── StartFailed             EIO        18   the daemon ended before the mount answered
-    ├── LocalStoreError             EIO        20
-    │   ├── StoreCorrupt            EIO        21   bytes do not match their hash, a record does not decode
-    │   └── StoreFull               ENOSPC     22   the disk or --cache-size is full
-    └── RemoteError                 EIO        30
-        ├── RemoteUnavailable       EIO        31   unknown whether it happened: retry
-        ├── RemoteDenied            EACCES     32   credentials, bucket or permission: a person must act
-        ├── RemoteMissing           EIO        33   the store answered that the key is not there
-        ├── RemoteConflict          EAGAIN     34   a conditional write found another's value
-        ├── RemoteCorrupt           EIO        35   what came back is not what was stored
-        ├── RemoteUnsuitable        EINVAL     36   the endpoint lacks what was asked of it
-        ├── RemoteHeld              EBUSY      37   another live node holds the prefix
-        ├── Fenced                  EROFS      38   another node took over; this one is read-only
-        ├── KeyWrong                EACCES     39   encrypted with another key, or no key given
-        └── Unsynced                EIO        40   some changes are not in the remote; names the sessions
+SessfsError                     EIO        1
+├── UsageError                  EINVAL     2    the command line or a setting is wrong
+├── PosixError                  (its own)  1    a rule of the filesystem says no
+├── HostError                                  this machine can't mount
+│   ├── MountpointUnusable      ENOTDIR    10   missing, not a directory, not empty
+│   ├── FuseMissing             ENODEV     11   no /dev/fuse
+│   ├── FusermountMissing       ENOENT     12   no fusermount3, and not root
+│   ├── NoRights                EACCES     13   may not open /dev/fuse, the state or the mountpoint
+│   ├── StateTooNew             EPROTO     14   written by a newer sessfs
+│   ├── StateInUse              EBUSY      15   another live daemon has the state; names its pid
+│   ├── NotMounted              ENOTCONN   16   no sessfs is mounted there
+│   ├── MountBusy               EBUSY      17   files are still open; names the processes
+│   └── StartFailed             EIO        18   the daemon ended before the mount answered
+├── LocalStoreError             EIO        20
+│   ├── StoreCorrupt            EIO        21   bytes do not match their hash, a record does not decode
+│   └── StoreFull               ENOSPC     22   the disk or --cache-size is full
+└── RemoteError                 EIO        30
+    ├── RemoteUnavailable       EIO        31   unknown whether it happened: retry
+    ├── RemoteDenied            EACCES     32   credentials, bucket or permission: a person must act
+    ├── RemoteMissing           EIO        33   the store answered that the key is not there
+    ├── RemoteConflict          EAGAIN     34   a conditional write found another's value
+    ├── RemoteCorrupt           EIO        35   what came back is not what was stored
+    ├── RemoteUnsuitable        EINVAL     36   the endpoint lacks what was asked of it
+    ├── RemoteHeld              EBUSY      37   another live node holds the prefix
+    ├── Fenced                  EROFS      38   another node took over; this one is read-only
+    ├── KeyWrong                EACCES     39   encrypted with another key, or no key given
+    └── Unsynced                EIO        40   some changes are not in the remote; names the sessions
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ Options = Annotated[
     ),
 ]
 Remote = Annotated[
-    str | None, typer.Option(metavar="URL", help="Write back to s3://BUCKET/PREFIX or file:///DIRECTORY [default: local only].")
+    str | None,
+    typer.Option(metavar="URL", help="Write back to s3://BUCKET/PREFIX or file:///DIRECTORY [default: local only]."),
 ]
 Endpoint = Annotated[str | None, typer.Option(metavar="URL", help="The S3 service, if it is not AWS.")]
 Region = Annotated[str | None, typer.Option(metavar="NAME", help="The region of the bucket.")]
@@ -119,11 +120,11 @@ def mount(
         flags["mount_options"] = ",".join(mount_options)
     place = mountinfo.resolve(mountpoint)
     settings = config.load(place, flags, file=config_file, env=os.environ, uid=os.geteuid())
-    output.print_note(f"mounting {settings.mountpoint}, state in {settings.state_dir}")
     if settings.foreground:
         launch.run_foreground(settings)
     pid = launch.launch(settings)
-    output.print_line(f"mounted {settings.mountpoint} (pid {pid}); unmount with: sessfs umount {settings.mountpoint}")
+    output.print_line(f"mounted {settings.mountpoint} (pid {pid}), state in {settings.state_dir}")
+    output.print_line(f"unmount with: sessfs umount {settings.mountpoint}")
 
 
 MountedAt = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where it is mounted.")]

@@ -35,7 +35,7 @@ COMMIT_BYTES = 16 << 20
 
 
 class ChunkWriter:
-    """Owns all writing to `chunks/`; one process, one thread. Nothing is durable, or seen elsewhere, before `commit`."""
+    """Owns all writing to `chunks/`; one process, one thread. Nothing is durable or read before `commit`."""
 
     def __init__(self, db: Database, key: bytes, level: int | None = None) -> None:
         self._db = db

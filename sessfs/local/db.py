@@ -214,7 +214,7 @@ class Database:
         return True
 
     def settle(self, batch: Batch, *, durable: bool) -> None:
-        """End of a batch: when *durable*, reads go to LMDB; else its changes go back to the overlay, under newer ones."""
+        """End of a batch: when *durable*, reads go to LMDB; else its changes go back to the overlay, under newer."""
         if batch is not self._in_flight:
             raise RuntimeError("this batch is not on its way")
         self._in_flight = None

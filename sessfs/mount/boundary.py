@@ -6,6 +6,7 @@ pyfuse3 ends its main loop, and with it the mount, on any exception but FUSEErro
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
 import functools
 import logging
@@ -39,7 +40,7 @@ FAULT_VARIABLE = "SESSFS_TEST_FAULT"
 
 
 class Faults:
-    """Faults asked for by SESSFS_TEST_FAULT=<handler>:<exception>:<count>, for tests: the first *count* calls fail so."""
+    """What tests ask for by SESSFS_TEST_FAULT=<handler>:<exception>:<count>: the first *count* calls fail so."""
 
     def __init__(self, spec: str) -> None:
         handler, name, count = spec.split(":")
@@ -60,6 +61,20 @@ def faults_from_environment() -> Faults | None:
     """The faults asked for, or None."""
     spec = os.environ.get(FAULT_VARIABLE)
     return Faults(spec) if spec else None
+
+
+def unanswered(
+    function: Callable[Concatenate[S, P], Coroutine[Any, Any, None]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, None]]:
+    """`handler`, for a request that the kernel wants no answer to: whatever goes wrong is logged, and that is all."""
+    guarded = handler(function)
+
+    async def swallowed(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        with contextlib.suppress(pyfuse3.FUSEError):
+            await guarded(self, *args, **kwargs)
+
+    functools.update_wrapper(swallowed, function)
+    return swallowed
 
 
 def changing(

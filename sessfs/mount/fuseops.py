@@ -16,7 +16,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from sessfs.chrome import wants_direct_io
 from sessfs.mount.adapter import BLOCK_BYTES, CACHE_TIMEOUT_S, Adapter
-from sessfs.mount.boundary import changing, handler
+from sessfs.mount.boundary import changing, handler, unanswered
 from sessfs.types import ROOT_INO, Ino
 from sessfs.vfs.namespace import NAME_MAX_BYTES, Owner
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         XAttrNameT,
     )
 
+    from sessfs.local.inodes import Inode
     from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
 
@@ -73,8 +74,9 @@ class SessionOperations(Adapter):
             return entry
         return self._entry(inode)
 
+    @unanswered
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
-        """Must not fail: there is nobody to answer."""
+        """What can't be freed now is freed as an orphan at the next start."""
         for ino, count in inode_list:
             self._names.forget(Ino(ino), count)
 
@@ -229,7 +231,7 @@ class SessionOperations(Adapter):
         await self._reach(Ino(parent_inode), name)
         mode_bits = stat.S_IFREG | stat.S_IMODE(mode)
         inode = self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid))
-        inode.opens += 1
+        self._note_open(inode, flags, ctx)
         info = FileInfo(fh=inode.ino, direct_io=wants_direct_io(name), keep_cache=True)
         return info, self._entry(inode)
 
@@ -243,8 +245,13 @@ class SessionOperations(Adapter):
             await self._fileio.truncate(node, 0)
             if ctx.uid != 0:
                 self._fileio.drop_privileges(node)
-        node.opens += 1
+        self._note_open(node, flags, ctx)
         return FileInfo(fh=node.ino, keep_cache=True)
+
+    def _note_open(self, inode: Inode, flags: FlagT, ctx: RequestContext) -> None:
+        inode.opens += 1
+        if ctx.uid != 0 and flags & os.O_ACCMODE != os.O_RDONLY:
+            inode.user_writes = True
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -265,6 +272,8 @@ class SessionOperations(Adapter):
         """One open less; an inode without names goes with its last."""
         node = self._names.get(Ino(fh))
         node.opens -= 1
+        if node.opens == 0:
+            node.user_writes = False
         if node.nlink == 0 and node.opens == 0 and not self._inodes.is_known(node.ino):
             self._names.reclaim(node)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sessfs.errors import MountBusy, NoRights, NotMounted
+from sessfs.errors import LocalStoreError, MountBusy, NoRights, NotMounted
 from sessfs.mount import mountinfo, openers, preflight, syscalls
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float
     *commit* is called with the state directory and the seconds left, and returns when all that the daemon
     acknowledged is durable. A dead mount is detached at once. Raises NotMounted; MountBusy, the mount being still up,
     when processes have files open (it names them) or *timeout_s* passed; MountBusy, the mount being down, when only
-    the daemon's end was not reached; NoRights; and what *commit* raises.
+    the daemon's end was not reached; LocalStoreError, the mount being down, when the kernel had to give up writes;
+    NoRights; and what *commit* raises.
     """
     deadline = time.monotonic() + timeout_s
     place = mountinfo.resolve(mountpoint)
@@ -54,8 +55,15 @@ def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float
     if not alive:
         preflight.detach_dead(place)
         return Unmounted(mountpoint=str(place), state_dir=str(state_dir), was_dead=True)
+    lost = ""
     try:
-        syscalls.within(_left(deadline), lambda: syscalls.syncfs(str(place)), "writing out the kernel's pages")
+        try:
+            syscalls.within(_left(deadline), lambda: syscalls.syncfs(str(place)), "writing out the kernel's pages")
+        except PermissionError:
+            raise
+        except OSError as exc:
+            # The kernel has given those pages up already: staying mounted would not bring them back.
+            lost = str(exc.strerror)
         syscalls.within(_left(deadline), lambda: commit(state_dir, _left(deadline)), "the durable commit")
     except TimeoutError as exc:
         raise MountBusy(f"{place} is still mounted: {exc}; it goes on, so run `sessfs umount` again") from exc
@@ -64,6 +72,11 @@ def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float
     with _process_of(state_dir) as pidfd:
         _detach_busy_named(place, min(deadline, time.monotonic() + BUSY_PATIENCE_S))
         _wait_ended(pidfd, state_dir, deadline, timeout_s)
+    if lost:
+        raise LocalStoreError(
+            f"{place} is unmounted, but writes to it had failed before ({lost}) and are lost; {state_dir}/sessfs.log "
+            "says which"
+        )
     return Unmounted(mountpoint=str(place), state_dir=str(state_dir), was_dead=False)
 
 

@@ -142,7 +142,7 @@ class FileIO:
             await self._unshare(inode)
         self._ensure_hot(inode)
         self._hot.pwrite(inode.ino, inode.hot_no, content, offset)
-        if inode.mode & SUID_SGID:
+        if inode.mode & SUID_SGID and inode.user_writes:
             self.drop_privileges(inode)
         self._changed(inode, max(end, inode.size))
         return len(content)
