@@ -75,6 +75,8 @@ class Writer:
         self.lost: list[ChunkId] = []
         """Chunks that a start found to be nowhere."""
         self.dirty: set[bytes] = set()
+        self.always_full = False
+        """Publish no deltas."""
         self.tasks: list[trio.CancelScope] = []
         """Around what ends with the process."""
         self._published: dict[bytes, tuple[ManifestRef, Files, int, int]] = {}
@@ -231,7 +233,7 @@ class Writer:
         self, builder: SegmentBuilder, name: bytes, files: Files, fresh: dict[ChunkId, Place]
     ) -> tuple[ManifestRef, Files, int, int]:
         base, before, sequence, depth = self._published.get(name, (None, {}, 0, 99))
-        is_full = base is None or depth >= 4
+        is_full = self.always_full or base is None or depth >= 4
         changed = {n: c for n, c in files.items() if is_full or before.get(n) != c}
         gone = [] if is_full else sorted(before.keys() - files.keys())
         places = {cid: fresh.get(cid) or self.places[cid] for cid in sorted(_chunks_of(changed))}
