@@ -43,7 +43,7 @@ class StateDirectory:
     def _check_version(self) -> None:
         file = self.path / "format"
         if not file.exists():
-            _write_durably(file, json.dumps({"version": STATE_VERSION}).encode() + b"\n")
+            write_durably(file, json.dumps({"version": STATE_VERSION}).encode() + b"\n")
             return
         try:
             version = json.loads(file.read_bytes())["version"]
@@ -66,7 +66,7 @@ class StateDirectory:
 
     def mark_clean(self) -> None:
         """The state is closed, everything in it durable: the next start need not look for what a crash leaves."""
-        _write_durably(self.path / CLEAN_MARK, b"")
+        write_durably(self.path / CLEAN_MARK, b"")
 
     def close(self) -> None:
         """Release the lock."""
@@ -108,11 +108,12 @@ def ensure_hash_key(state_dir: Path, given: bytes | None) -> bytes:
         if (state_dir / "chunks").exists():
             raise StoreCorrupt(f"{state_dir / HASH_KEY_FILE} is missing: restore it from a backup of the state")
         key = given or secrets.token_bytes(HASH_KEY_BYTES)
-        _write_durably(state_dir / HASH_KEY_FILE, key)
+        write_durably(state_dir / HASH_KEY_FILE, key)
     return key
 
 
-def _write_durably(file: Path, content: bytes) -> None:
+def write_durably(file: Path, content: bytes) -> None:
+    """Make *file* hold *content*, whole or not at all whatever happens, and durable on return; mode 0600."""
     temporary = file.with_suffix(".tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:

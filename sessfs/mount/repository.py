@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sessfs.errors import RemoteConflict, RemoteMissing, RemoteUnavailable, RemoteUnsuitable
 from sessfs.format.chunk import HASH_KEY_BYTES
 from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, new_format, open_format
+from sessfs.local.state import write_durably
 from sessfs.remote.urls import Remote, RemoteSettings, open_remote
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class CachedState:
     def remember(self, encoded: bytes, hash_key: bytes) -> None:
         """Keep the repository's format."""
         if encoded != self.format:
-            self._file.write_bytes(encoded)
+            write_durably(self._file, encoded)
             self.format = encoded
         self.hash_key = hash_key
 
@@ -107,7 +108,7 @@ class CachedState:
         """The name of the node that this state directory is, made on first use."""
         if not self._node.exists():
             host = "".join(c for c in socket.gethostname() if c.isascii() and (c.isalnum() or c == "-"))[:40]
-            self._node.write_text(f"{host or 'node'}-{secrets.token_hex(6)}")
+            write_durably(self._node, f"{host or 'node'}-{secrets.token_hex(6)}".encode())
         return self._node.read_text()
 
 

@@ -145,7 +145,7 @@ class Node:
         """
         try:
             blob = await self._store.get(state_key(self.name))
-            state = decode_state(blob.body)
+            state = decode_state(blob.body, state_key(self.name))
             if state.incarnation == self.incarnation and state.fenced_by is None:
                 self._etag = blob.etag
                 return
@@ -246,10 +246,11 @@ class Node:
             ref, sequence = self._catalogue[name]
             return None if ref is None else (ref, sequence)
         try:
-            blob = await self._store.get(session_key(self._envelope, name))
+            key = session_key(self._envelope, name)
+            blob = await self._store.get(key)
         except RemoteMissing:
             return None
-        record = decode_session_object(blob.body, self._envelope)
+        record = decode_session_object(blob.body, self._envelope, key)
         return record.manifest, record.sequence
 
     async def iter_pages(self) -> AsyncIterator[list[bytes]]:
@@ -321,7 +322,7 @@ async def _start_incarnation(store: ObjectStore, identity: Identity, *, forget: 
     except RemoteMissing:
         state = NodeState(node=identity.name, hostname=identity.hostname, incarnation=1)
         return state, await store.put_if(key, encode_state(state), None)
-    old = decode_state(blob.body)
+    old = decode_state(blob.body, key)
     state = msgspec.structs.replace(
         old,
         incarnation=old.incarnation + 1,
@@ -345,7 +346,7 @@ async def _take_from(
         blob = await store.get(key)
     except RemoteMissing:
         return {}
-    state = decode_state(blob.body)
+    state = decode_state(blob.body, key)
     if state.clean:
         return {}
     if state.fenced_by is None:
