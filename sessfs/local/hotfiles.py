@@ -35,14 +35,21 @@ class HotFiles:
         return self._directory / f"{ino:x}.{number:x}"
 
     def create(self, ino: Ino, number: int, size_bytes: int) -> None:
-        """Make an empty (sparse) hot file that reads as *size_bytes* zeros."""
-        fd = os.open(
-            f"{ino:x}.{number:x}", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._dir_fd
-        )
+        """Make an empty (sparse) hot file that reads as *size_bytes* zeros. Raises StoreFull, and then there is none."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(f"{ino:x}.{number:x}", flags, 0o600, dir_fd=self._dir_fd)
+        except FileExistsError:
+            raise
+        except OSError as exc:
+            raise self._refused(exc) from exc
         self._names_unsynced = True
         self._keep(number, fd)
-        if size_bytes:
+        try:
             os.ftruncate(fd, size_bytes)
+        except OSError as exc:
+            self.delete(ino, number)
+            raise self._refused(exc) from exc
 
     def copy(self, ino: Ino, number: int, new_number: int) -> None:
         """Make hot file *new_number* with the content of *number*, sharing or copying it in the kernel, holes kept."""
@@ -129,8 +136,13 @@ class HotFiles:
         """A descriptor of the directory to `sync` when hot files were created since the last call, else None."""
         if not self._names_unsynced:
             return None
+        fd = os.dup(self._dir_fd)
         self._names_unsynced = False
-        return os.dup(self._dir_fd)
+        return fd
+
+    def restore_name_sync(self) -> None:
+        """The directory was not flushed: the next `take_name_sync` gives it again."""
+        self._names_unsynced = True
 
     def delete(self, ino: Ino, number: int) -> None:
         """Remove the hot file; one that is not there is fine."""

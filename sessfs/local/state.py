@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 from sessfs.config import STATE_VERSION
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 HASH_KEY_FILE = "hash-key"
 CLEAN_MARK = "clean"
+LOCK_TRIES = 11
+LOCK_PAUSE_S = 0.02
 
 
 class StateDirectory:
@@ -28,17 +31,27 @@ class StateDirectory:
         self.path = path
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+            self._take_lock()
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+            self._check_version()
+            self.was_clean = self._take_clean_mark()
+        except BaseException:
             os.close(self._lock)
-            raise StateInUse(
-                f"the state {path} is in use by process {pid}: unmount it there first (sessfs umount)"
-            ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
-        self._check_version()
-        self.was_clean = self._take_clean_mark()
+            raise
+
+    def _take_lock(self) -> None:
+        """Whoever only looks whether the state is in use holds the lock for an instant: that is waited for."""
+        for attempt in range(LOCK_TRIES):
+            if attempt:
+                time.sleep(LOCK_PAUSE_S)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            return
+        pid = os.pread(self._lock, 32, 0).decode(errors="replace").strip()
+        raise StateInUse(f"the state {self.path} is in use by process {pid}: unmount it there first (sessfs umount)")
 
     def _check_version(self) -> None:
         file = self.path / "format"
@@ -46,7 +59,7 @@ class StateDirectory:
             write_durably(file, json.dumps({"version": STATE_VERSION}).encode() + b"\n")
             return
         try:
-            version = json.loads(file.read_bytes())["version"]
+            version = int(json.loads(file.read_bytes())["version"])
         except (ValueError, KeyError, TypeError) as exc:
             raise StoreCorrupt(f'{file} can\'t be read: {exc}; restore it as {{"version": {STATE_VERSION}}}') from exc
         if version > STATE_VERSION:

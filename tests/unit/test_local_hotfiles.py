@@ -1,0 +1,123 @@
+"""Hot files: sparse, copied with their holes, deleted late, flushed as told."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sessfs.errors import StoreFull
+from sessfs.local import hotfiles
+from sessfs.local.hotfiles import HotFiles, sync
+from sessfs.types import Ino
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+INO = Ino(0x1F)
+
+
+@pytest.fixture
+def hot(tmp_path: Path) -> Iterator[HotFiles]:
+    files = HotFiles(tmp_path / "hot")
+    yield files
+    files.close()
+
+
+def test_hotfiles_new_file_reads_as_zeros_and_takes_no_room(hot: HotFiles) -> None:
+    hot.create(INO, 1, 10_000)
+    assert hot.pread(INO, 1, 10, 0) == bytes(10)
+    assert hot.pread(INO, 1, 10, 20_000) == bytes(10)
+    assert hot.allocated_bytes(INO, 1) == 0
+    hot.pwrite(INO, 1, b"abc", 5000)
+    assert hot.pread(INO, 1, 5, 4999) == b"\0abc\0"
+    assert list(hot.iter_files()) == [(INO, 1, 10_000)]
+
+
+def test_hotfiles_copy_keeps_content_and_holes(hot: HotFiles) -> None:
+    size = 64 << 20
+    hot.create(INO, 1, size)
+    hot.pwrite(INO, 1, b"first", 0)
+    hot.pwrite(INO, 1, b"middle" * 10_000, 20 << 20)
+    hot.copy(INO, 1, 2)
+    assert hot.pread(INO, 2, 5, 0) == b"first"
+    assert hot.pread(INO, 2, 60_000, 20 << 20) == b"middle" * 10_000
+    assert os.stat(hot.path(INO, 2)).st_size == size
+    assert hot.allocated_bytes(INO, 2) < 1 << 20
+    hot.pwrite(INO, 2, b"other", 0)
+    assert hot.pread(INO, 1, 5, 0) == b"first"
+
+
+def test_hotfiles_copy_of_nothing_but_a_hole(hot: HotFiles) -> None:
+    hot.create(INO, 1, 5000)
+    hot.copy(INO, 1, 2)
+    assert hot.pread(INO, 2, 5000, 0) == bytes(5000)
+    hot.create(INO, 3, 0)
+    hot.copy(INO, 3, 4)
+    assert os.stat(hot.path(INO, 4)).st_size == 0
+
+
+def test_hotfiles_more_than_may_be_open(hot: HotFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hotfiles, "MAX_OPEN", 4)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(1, 20):
+        hot.create(INO, number, 0)
+        hot.pwrite(INO, number, b"%d" % number, 0)
+    assert len(os.listdir("/proc/self/fd")) <= before + 5
+    assert [hot.pread(INO, number, 2, 0).strip(b"\0") for number in (1, 10, 19)] == [b"1", b"10", b"19"]
+    assert hot.allocated_bytes(INO, 2) == hot.allocated_bytes(INO, 19) > 0
+
+
+def test_hotfiles_delete_is_final_and_repeatable(hot: HotFiles) -> None:
+    hot.create(INO, 1, 0)
+    hot.delete(INO, 1)
+    hot.delete(INO, 1)
+    assert list(hot.iter_files()) == []
+
+
+def test_hotfiles_number_is_never_made_twice(hot: HotFiles) -> None:
+    hot.create(INO, 1, 0)
+    with pytest.raises(FileExistsError):
+        hot.create(INO, 1, 0)
+
+
+def test_hotfiles_strangers_are_no_hot_files(hot: HotFiles, tmp_path: Path) -> None:
+    (tmp_path / "hot" / "lost+found").mkdir()
+    (tmp_path / "hot" / "x.y").touch()
+    assert list(hot.iter_files()) == []
+
+
+def test_hotfiles_names_are_to_be_synced_once(hot: HotFiles) -> None:
+    assert hot.take_name_sync() is None
+    hot.create(INO, 1, 0)
+    fd = hot.take_name_sync()
+    assert fd is not None
+    sync([fd])
+    assert hot.take_name_sync() is None
+    hot.restore_name_sync()
+    again = hot.take_name_sync()
+    assert again is not None
+    os.close(again)
+
+
+def test_hotfiles_sync_closes_all_even_when_one_fails() -> None:
+    reader, writer = os.pipe()
+    null = os.open("/dev/zero", os.O_RDONLY)
+    with pytest.raises(StoreFull):
+        sync([reader, writer, null])
+    for fd in (reader, writer, null):
+        with pytest.raises(OSError, match="Bad file descriptor") as caught:
+            os.fstat(fd)
+        assert caught.value.errno == errno.EBADF
+
+
+def test_hotfiles_on_a_full_disk_say_so(hot: HotFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sessfs.local.hotfiles.os.open", full)
+    with pytest.raises(StoreFull):
+        hot.create(INO, 1, 0)
