@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from sessfs.errors import RemoteUnavailable, SessfsError
-from sessfs.mount.repository import START_DEADLINE_S
+from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S
 from sessfs.remote.node import Identity, Node, open_node, require_conditional_writes
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ async def open_gate(repository: Repository, settings: Settings, gate: NodeGate, 
         stale_s=settings.stale_s,
         monotonic_s=time.monotonic,
     )
-    opened.use_store(remote.store)
+    opened.use_stores(remote.store, remote.within(ANSWER_DEADLINE_S))
     gate.node = opened
     return opened
 

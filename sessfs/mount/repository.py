@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 START_DEADLINE_S = 20.0
+ANSWER_DEADLINE_S = 20.0
+"""Who waits in a system call gets EIO about this long after the remote stopped answering: such a wait can't be ended by
+a signal, and too many of them would leave nobody to serve the rest.
+"""
 
 
 class Repository:

@@ -92,7 +92,7 @@ class Node:
         monotonic_s: Callable[[], float],
         untouched: bool,
     ) -> None:
-        self._store = store
+        self._store = self._answering = store
         self._envelope = envelope
         self._identity = identity
         self._state = state
@@ -158,9 +158,11 @@ class Node:
             "stays in its state directory"
         )
 
-    def use_store(self, store: ObjectStore) -> None:
-        """From here on use *store*: another patience over the same remote."""
-        self._store = store
+    def use_stores(self, store: ObjectStore, answering: ObjectStore) -> None:
+        """From here on use *store* for what this node publishes, *answering* for what somebody waits for: the same
+        remote with other patience.
+        """
+        self._store, self._answering = store, answering
 
     async def run(self) -> None:
         """Heartbeats, and checkpoints in their stead when one is due, until fenced; started once, in the daemon's
@@ -247,7 +249,7 @@ class Node:
             return None if ref is None else (ref, sequence)
         try:
             key = session_key(self._envelope, name)
-            blob = await self._store.get(key)
+            blob = await self._answering.get(key)
         except RemoteMissing:
             return None
         record = decode_session_object(blob.body, self._envelope, key)
@@ -257,7 +259,7 @@ class Node:
         """See sync.restore.Catalogue."""
         yield [name for name, (ref, _) in self._catalogue.items() if ref is not None]
         page: list[bytes] = []
-        async for entry in iter_keys(self._store, SESSIONS_PREFIX, PAGE):
+        async for entry in iter_keys(self._answering, SESSIONS_PREFIX, PAGE):
             name = self._envelope.open_name(entry.key.removeprefix(SESSIONS_PREFIX))
             if name not in self._catalogue:
                 page.append(name)

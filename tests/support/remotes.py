@@ -10,8 +10,9 @@ import os
 import secrets
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 
@@ -66,6 +67,12 @@ class Bucket:
         url = f"s3://{self.name}/{PREFIX}"
         return ["--remote", url, "--endpoint-url", self.proxy.url(host), "--interval", interval, *more]
 
+    def bypassed(self) -> Bucket:
+        """The same bucket, for mounts that reach the server without the proxy."""
+        port = urlsplit(self.endpoint.url).port
+        assert port is not None
+        return replace(self, proxy=Proxy(self.proxy.upstream, port))
+
     def mounted(self, *more: str, state: Path | None = None, interval: str = "1s") -> Mounted:
         """A mount of this bucket, to be entered."""
         return Mounted(options=self.options(*more, interval=interval), env=CREDENTIALS, state=state)
@@ -98,13 +105,19 @@ def forget(mounted: Mounted) -> None:
     mounted.detach()
 
 
-def try_mount(mounted: Mounted) -> subprocess.CompletedProcess[str]:
-    """Mount what was not entered, which is to fail, and clean up; the state directory is kept only if it was given."""
+def remount_refused(mounted: Mounted) -> subprocess.CompletedProcess[str]:
+    """Try to mount; AssertionError when that works."""
     done = mounted.sessfs("mount", str(mounted.path), "--state", str(mounted.state), *mounted.options, check=False)
+    assert done.returncode != 0, f"it was not refused: {done.stdout}{done.stderr}"
+    assert not mounted.is_mounted()
+    return done
+
+
+def try_mount(mounted: Mounted) -> subprocess.CompletedProcess[str]:
+    """`remount_refused` of what was not entered; cleans up. A state directory that was given is kept."""
     try:
-        assert not mounted.is_mounted(), f"it was not refused: {done.stdout}{done.stderr}"
+        return remount_refused(mounted)
     finally:
         if mounted.is_mounted():
             mounted.umount()
         shutil.rmtree(mounted.path.parent)
-    return done
