@@ -92,6 +92,12 @@ class Places:
             raise StoreCorrupt(f"chunk {cid.hex()} lies in segment {index}, which is not recorded")
         return RemotePlace(*segment, offset, length)
 
+    def iter_chunks(self) -> Iterator[tuple[ChunkId, RemotePlace]]:
+        """Every chunk with a place, and the place; to be used up before the next change."""
+        for cid, value in self._meta.scan(PLACES):
+            index, offset, length = PLACE_RECORD.unpack(value)
+            yield ChunkId(cid), RemotePlace(*self._segments[index], offset, length)
+
     def has(self, cid: ChunkId) -> bool:
         """True when the remote has the chunk."""
         return self._meta.get(PLACES, cid) is not None

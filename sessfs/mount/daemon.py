@@ -31,7 +31,7 @@ from sessfs.mount.fuseops import SessionOperations
 from sessfs.mount.node_gate import NodeGate
 from sessfs.mount.remote_side import RemoteSide
 from sessfs.mount.reports import sessions_report, status_report
-from sessfs.mount.repository import CachedState, opened_repository
+from sessfs.mount.repository import ANSWER_DEADLINE_S, CachedState, opened_repository
 from sessfs.sync.fetch import RemoteChunks
 from sessfs.vfs.volume import RemoteHooks, Volume
 
@@ -105,7 +105,7 @@ class Daemon:
                 reader,
                 places,
                 references,
-                repository.remote.store,
+                repository.remote.within(ANSWER_DEADLINE_S),
                 repository.envelope,
                 hash_key,
                 monotonic_s=time.monotonic,
@@ -165,6 +165,7 @@ class Daemon:
             "sessions": self._sessions,
             "open_files": self._open_files,
             "sync": self._sync,
+            "gc": self._collect,
         }
 
     async def _status(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
@@ -186,6 +187,13 @@ class Daemon:
 
     async def _open_files(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         return {"inodes": self._volume.inodes.count_open()}
+
+    async def _collect(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        if self._remote is None:
+            raise UsageError("this mount has no remote to collect in: mount with --remote URL")
+        return await self._remote.collector.collect(
+            dry_run=bool(params.get("dry_run")), grace_s=params.get("grace_s"), progress=progress
+        )
 
     async def _sync(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if self._remote is None:

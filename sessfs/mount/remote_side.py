@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from sessfs.errors import RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt, Unsynced
+from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
-from sessfs.mount.repository import START_DEADLINE_S, Repository
+from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
 from sessfs.sync.evict import evict_when_full
 from sessfs.sync.restore import SessionDirectory
 from sessfs.sync.writeback import Writeback
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FLUSH_TIMEOUT_S = 20.0
 PREFETCH_POLL_S = 0.1
+RETRY_S = 5.0
 PROGRESS_S = 0.25
 
 
@@ -76,13 +78,16 @@ class RemoteSide:
             volume.inodes,
             volume.places,
             volume.references,
-            store,
+            repository.remote.within(ANSWER_DEADLINE_S),
             repository.envelope,
             gate,
             clock_ns=time.time_ns,
             drop_tree=volume.namespace.drop_session_tree,
             drop_file=volume.namespace.drop_root_file,
             rename=volume.rename_session,
+        )
+        self.collector = Collector(
+            repository, gate, volume, self._changes, chunks, self.sessions, grace_s=settings.grace_s
         )
         self.writeback = Writeback(
             store,
@@ -155,11 +160,23 @@ class RemoteSide:
             self._opened(await keep_opening(self._repository, self._settings, self._gate))
         node = self._gate.node
         assert node is not None
+        await self._distrust_missing()
         nursery.start_soon(self.writeback.run)
+        nursery.start_soon(self.collector.run)
         await node.run()
         self._volume.make_read_only(
             f"another node ({node.fenced}) took the remote over; what was not uploaded is kept in the state directory"
         )
+
+    async def _distrust_missing(self) -> None:
+        while True:
+            try:
+                await self.collector.distrust_missing()
+            except RemoteError as exc:
+                log.warning("not publishing before it is known what was collected meanwhile: %s", exc)
+                await trio.sleep(RETRY_S)
+            else:
+                return
 
     async def _prefetch(self) -> None:
         while True:

@@ -116,6 +116,7 @@ class RemoteChunks:
         self._queue_send, self._queue_receive = trio.open_memory_channel[tuple[bytes, list[ChunkId]]](STORE_QUEUE)
         self._monotonic_s = monotonic_s
         self._starts: dict[Ino, _Start] = {}
+        self._stored = trio.Event()
 
     def is_here(self, cid: ChunkId) -> bool:
         """See ChunkSource. A damaged chunk is not here."""
@@ -142,6 +143,11 @@ class RemoteChunks:
         wanted = [cid for cid in ids if self._places.has(cid) and not self.is_here(cid)]
         for first in range(0, len(wanted), PREFETCH_CHUNKS):
             await self.fetch(wanted[first : first + PREFETCH_CHUNKS])
+
+    async def wait_stored(self, ids: Collection[ChunkId]) -> None:
+        """Return once all of *ids*, which were fetched, are in the local store and not just in memory."""
+        while not all(self._reader.has(cid) for cid in ids):
+            await self._stored.wait()
 
     def find(self, cid: ChunkId) -> bytes | None:
         """See ChunkSource. A damaged chunk that the remote has counts as missing."""
@@ -246,6 +252,8 @@ class RemoteChunks:
                 log.warning("fetched chunks could not be kept: %s", exc)
                 continue
             self._damaged.difference_update(damaged)
+            self._stored.set()
+            self._stored = trio.Event()
             for cid in ids:
                 dropped = self._memory.pop(cid, None)
                 if dropped is not None:

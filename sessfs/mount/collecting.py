@@ -1,0 +1,164 @@
+"""Collection by the node that holds the prefix: daily by itself, or when asked to."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+
+from sessfs.errors import SessfsError, StoreCorrupt
+from sessfs.format.manifest import SegmentRef
+from sessfs.sync.gc import Options, collect
+from sessfs.sync.gc_marks import missing_segments
+from sessfs.types import ROOT_INO
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sessfs.local.changes import Changes
+    from sessfs.mount.control import Progress
+    from sessfs.mount.node_gate import NodeGate
+    from sessfs.mount.repository import Repository
+    from sessfs.sync.fetch import RemoteChunks
+    from sessfs.sync.gc_live import Rewrite
+    from sessfs.sync.restore import SessionDirectory
+    from sessfs.types import ChunkId, Ino
+    from sessfs.vfs.volume import Volume
+
+log = logging.getLogger(__name__)
+FIRST_RUN_S = 3600.0
+EVERY_S = 86_400.0
+SHOW_S = 0.25
+
+
+class Collector:
+    """Runs collections of the mounted node; `Holding` for them."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        gate: NodeGate,
+        volume: Volume,
+        changes: Changes,
+        chunks: RemoteChunks,
+        sessions: SessionDirectory,
+        *,
+        grace_s: float,
+    ) -> None:
+        self._repository = repository
+        self._gate = gate
+        self._volume = volume
+        self._changes = changes
+        self._chunks = chunks
+        self._sessions = sessions
+        self._step: dict[str, Any] = {"stage": "starting", "done": 0}
+        self._grace_s = grace_s
+        self._busy = trio.Lock()
+
+    @property
+    def name(self) -> str:
+        """See Holding."""
+        return self._gate.name
+
+    @property
+    def incarnation(self) -> int:
+        """See Holding."""
+        return self._gate.incarnation
+
+    @property
+    def last_segment(self) -> int:
+        """See Holding."""
+        return self._gate.last_segment
+
+    def release_segments(self, segments: Collection[SegmentRef]) -> set[SegmentRef]:
+        """See Holding."""
+        spared: set[SegmentRef] = set()
+        placed: list[tuple[ChunkId, SegmentRef]] = []
+        wanted = set(segments)
+        for cid, place in self._volume.places.iter_chunks():
+            ref = SegmentRef(place.node, place.segment)
+            if ref in wanted:
+                placed.append((cid, ref))
+                if self._volume.references.is_held(cid):
+                    spared.add(ref)
+        self._volume.places.forget([cid for cid, ref in placed if ref not in spared])
+        return spared
+
+    async def run(self) -> None:
+        """Collect daily, for ever; started once, in the daemon's nursery."""
+        await trio.sleep(FIRST_RUN_S)
+        while True:
+            try:
+                report = await self.collect(dry_run=False, grace_s=None, progress=None)
+                log.info("collected %d of %d segments", report["deleted"], report["segments"])
+            except SessfsError as exc:
+                log.warning("nothing was collected: %s", exc)
+            await trio.sleep(EVERY_S)
+
+    async def collect(self, *, dry_run: bool, grace_s: float | None, progress: Progress | None) -> dict[str, Any]:
+        """One run; its report. Raises RemoteError, nothing being deleted then."""
+        options = Options(secrets.token_hex(8), self._grace_s if grace_s is None else grace_s, dry_run)
+
+        def note(stage: str, done: int) -> None:
+            self._step = {"stage": stage, "done": done}
+
+        async with self._busy, trio.open_nursery() as nursery:
+            if progress is not None:
+                nursery.start_soon(self._show, progress)
+            report = await collect(
+                self._repository.remote.store,
+                self._repository.envelope,
+                options,
+                holding=self,
+                request_rewrite=self._rewrite,
+                progress=note,
+            )
+            nursery.cancel_scope.cancel()
+        answer: dict[str, Any] = msgspec.to_builtins(report)
+        return answer
+
+    async def _show(self, progress: Progress) -> None:
+        while True:
+            await progress(self._step)
+            await trio.sleep(SHOW_S)
+
+    async def _rewrite(self, rewrite: Rewrite) -> None:
+        """See Rewrite: the next publishing uploads the chunks again, and the sessions whole."""
+        for name in rewrite.sessions:
+            await self._sessions.find(name)
+            dentry = self._volume.inodes.find_dentry(ROOT_INO, name)
+            if dentry is not None and dentry.ino in self._sessions.stubs:
+                await self._sessions.load(dentry.ino)
+        await self._bring_here(rewrite.chunks)
+        self._volume.places.forget(rewrite.chunks)
+        for session, published in list(self._volume.places.iter_published()):
+            if published.name in rewrite.sessions:
+                self._changes.note_whole(session)
+
+    async def _bring_here(self, ids: Collection[ChunkId]) -> None:
+        await self._chunks.prefetch(list(ids))
+        await self._chunks.wait_stored([cid for cid in ids if self._volume.references.is_held(cid)])
+
+    async def distrust_missing(self) -> None:
+        """At a start, before anything is published: no longer rely on segments that were collected while this node was
+        away. What was in them is uploaded again. Raises RemoteError.
+        """
+        places = self._volume.places
+        known = {SegmentRef(place.node, place.segment) for _, place in places.iter_chunks()}
+        gone = await missing_segments(self._repository.remote.store, known) if known else set()
+        if not gone:
+            return
+        ids = [cid for cid, place in places.iter_chunks() if SegmentRef(place.node, place.segment) in gone]
+        away = [cid for cid in ids if not self._volume.reader.has(cid)]
+        log.warning("%d segments were collected meanwhile; %d chunks are uploaded again", len(gone), len(ids))
+        try:
+            await self._bring_here(away)
+        except StoreCorrupt as exc:
+            log.error("chunks are neither here nor in the remote any more: %s", exc)
+        places.forget([cid for cid in ids if self._volume.reader.has(cid)])
+        sessions: list[Ino] = [session for session, published in places.iter_published() if not published.stub]
+        for session in sessions:
+            self._changes.note_whole(session)
