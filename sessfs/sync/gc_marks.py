@@ -18,7 +18,7 @@ from sessfs.format.segment import segment_key
 from sessfs.remote.objectstore import LIST_PAGE, iter_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable
 
     from sessfs.remote.objectstore import ObjectStore
 
@@ -94,32 +94,42 @@ class Marks:
         return since
 
     def settled(
-        self, existing: Collection[SegmentRef], retired: Mapping[tuple[str, int], float], keep_s: float
+        self, existing: Collection[SegmentRef], retired: Collection[tuple[str, int]], keep_s: float
     ) -> list[str]:
         """Keys of marks that say nothing any more: their candidates are gone from *existing*, or were rescued at least
-        *keep_s* ago, when no collector that might not know it can still be running; and a later mark repeats what they
-        say of nodes that still are *retired*.
+        *keep_s* ago, when no collector that might not know it can still be running; no mark that stays names what they
+        rescued; and a later mark repeats what they say of nodes that still are *retired*.
         """
-        since = self.condemned_since()
-        known = self.retired_since()
-        repeated: set[tuple[str, int]] = set()
-        fresh: set[SegmentRef] = set()
+        waiting = set(self.condemned_since())
+        last_word: dict[tuple[str, int, float], str] = {}
+        for stored in self.marks:
+            last_word.update((entry, stored.key) for entry in stored.mark.retired)
+            if self._is_young(stored, keep_s):
+                waiting |= ungroup(stored.mark.rescued)
+        waiting.intersection_update(existing)
+        needed = {
+            last_word.get((*identity, since_s))
+            for identity, since_s in self.retired_since().items()
+            if identity in retired
+        }
         keys: list[str] = []
-        for stored in reversed(self.marks):
-            mark = stored.mark
-            waiting = any(ref in existing and (ref in since or ref in fresh) for ref in ungroup(mark.candidates))
-            young = self.now_s - stored.mtime_s < keep_s
-            replaced = {
-                (node, incarnation)
-                for node, incarnation, since_s in mark.retired
-                if since_s == known[node, incarnation]
-            }
-            if not waiting and not young and repeated.issuperset(replaced & retired.keys()):
+        named: set[SegmentRef] = set()
+        for stored in self.marks:
+            candidates = ungroup(stored.mark.candidates)
+            stays = (
+                stored.key in needed
+                or self._is_young(stored, keep_s)
+                or candidates & waiting
+                or ungroup(stored.mark.rescued) & named
+            )
+            if stays:
+                named |= candidates
+            else:
                 keys.append(stored.key)
-            if young:
-                fresh |= ungroup(mark.rescued)
-            repeated |= replaced
         return keys
+
+    def _is_young(self, stored: StoredMark, keep_s: float) -> bool:
+        return self.now_s - stored.mtime_s < keep_s
 
 
 async def read_marks(store: ObjectStore, *, touch_clock: bool) -> Marks:

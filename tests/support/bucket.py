@@ -73,7 +73,7 @@ class Writer:
         self.chunks: dict[ChunkId, bytes] = {}
         self.places: dict[ChunkId, Place] = {}
         self.lost: list[ChunkId] = []
-        """Chunks that a start found to be nowhere."""
+        """Chunks of sessions that a start found to be nowhere."""
         self.dirty: set[bytes] = set()
         self.always_full = False
         """Publish no deltas."""
@@ -108,8 +108,10 @@ class Writer:
         if segment_key(*place[0]) in {e.key for e in await self._store.list_page(segment_key(*place[0]), "", 1)}:
             self.chunks[cid] = (await read_frame(self._store, self._envelope, place))[cid]
         else:
-            self.lost.append(cid)
+            # A file that does not travel may lose what was evicted, as any cache; nothing else may.
             self.private = [content for content in self.private if cid_of(content) != cid]
+            if cid in self.held():
+                self.lost.append(cid)
 
     async def _load_all(self) -> None:
         for root, manifest in await read_all(self._store, self._envelope):

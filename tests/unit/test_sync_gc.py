@@ -426,9 +426,23 @@ def test_marks_a_rescue_starts_the_age_anew_and_stays_condemned_for_starting_nod
 def test_marks_are_settled_when_what_they_name_is_gone_or_long_rescued() -> None:
     marks = Marks([_mark("m1", 10, {1}), _mark("m2", 20, {2}), _mark("m3", 30, set(), {2})], 100)
     existing = {SegmentRef("a", 2)}
-    assert marks.settled(existing, {}, keep_s=50) == ["m3", "m2", "m1"]
-    assert marks.settled(existing, {}, keep_s=75) == ["m1"]
-    assert marks.settled({SegmentRef("a", 1)}, {}, keep_s=50) == ["m3", "m2"]
+    assert marks.settled(existing, set(), keep_s=50) == ["m1", "m2", "m3"]
+    assert marks.settled(existing, set(), keep_s=75) == ["m1"]
+    assert marks.settled({SegmentRef("a", 1)}, set(), keep_s=50) == ["m2", "m3"]
+
+
+def test_marks_keep_a_rescue_as_long_as_the_mark_that_condemned() -> None:
+    marks = Marks([_mark("m1", 10, {1, 2}), _mark("m2", 20, set(), {2})], 1000)
+    assert marks.settled({SegmentRef("a", 1), SegmentRef("a", 2)}, set(), keep_s=50) == []
+    assert marks.settled({SegmentRef("a", 2)}, set(), keep_s=50) == ["m1", "m2"]
+
+
+def test_marks_keep_the_last_word_on_a_replaced_node() -> None:
+    first, second = Mark(1, {}, {}, [("a", 1, 10.0)]), Mark(1, {}, {}, [("a", 1, 0.0), ("b", 1, 20.0)])
+    marks = Marks([StoredMark("m1", 10, first), StoredMark("m2", 20, second)], 1000)
+    assert marks.retired_since() == {("a", 1): 0.0, ("b", 1): 20.0}
+    assert marks.settled(set(), {("a", 1)}, keep_s=50) == ["m1"]
+    assert marks.settled(set(), set(), keep_s=50) == ["m1", "m2"]
 
 
 async def test_missing_segments_are_those_deleted_and_those_condemned(bucket: Bucket) -> None:
