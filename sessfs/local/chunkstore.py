@@ -242,8 +242,12 @@ class References:
         self._settling = set()
 
     def take_dead(self) -> list[ChunkId]:
-        """Chunks that nothing names, durably so; call only while no seal is under way whose recipes could name them."""
-        dead = [cid for cid in self._dead if self.count(cid) == 0 and cid not in self._pins]
+        """Chunks that nothing names, durably so; call only while no seal is under way whose recipes could name them.
+        Whoever then fails to drop them hands them to `note_unused`.
+        """
+        # Named and let go again since: what is on the disk may still name it, until the next batch is.
+        waiting = self._unreferenced | self._settling
+        dead = [cid for cid in self._dead if self.count(cid) == 0 and cid not in self._pins and cid not in waiting]
         self._dead = set()
         return dead
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sessfs.errors import StoreCorrupt
 from sessfs.format.chunk import FRAME_TARGET_BYTES, FrameCodec, chunk_id, verify_chunk
 from sessfs.local.chunkstore import (
     FRAME_KEY,
@@ -154,29 +155,34 @@ class ChunkWriter:
         record = self._db.get(FRAMES, FRAME_KEY.pack(frame))
         if record is None:
             return
-        entries, payload = decode_frame_record(record)
-        whole = sum(length for _, length in entries)
         live = self._live(frame)
-        if live >= whole * REWRITE_BELOW:
+        survivors = self._survivors(frame, record, live) if live else []
+        if survivors is None:
             return
-        survivors = self._survivors(frame, entries, self._codec.decode(payload)) if live else []
         self._db.delete(FRAMES, FRAME_KEY.pack(frame))
         self._db.delete(LIVE, FRAME_KEY.pack(frame))
         self._totals = self._totals._replace(
-            stored_bytes=self._totals.stored_bytes - len(record),
-            plain_bytes=self._totals.plain_bytes - sum(len(plain) for _, plain in survivors),
+            stored_bytes=self._totals.stored_bytes - len(record), plain_bytes=self._totals.plain_bytes - live
         )
         for cid, plain in survivors:
             self._append(cid, plain)
 
-    def _survivors(
-        self, frame: FrameNo, entries: list[tuple[ChunkId, int]], plain: bytes
-    ) -> list[tuple[ChunkId, bytes]]:
+    def _survivors(self, frame: FrameNo, record: bytes, live: int) -> list[tuple[ChunkId, bytes]] | None:
+        """The chunks that live in the frame, *live* bytes of them, if it is to be rewritten; None when it stays: not
+        mostly dead, or damaged, and then what is left of it must stay where the index says.
+        """
         alive = []
-        offset = 0
-        for cid, length in entries:
-            place = find_place(self._db, cid)
-            if place is not None and place.frame == frame:
-                alive.append((cid, plain[offset : offset + length]))
-            offset += length
-        return alive
+        try:
+            entries, payload = decode_frame_record(record)
+            if live >= sum(length for _, length in entries) * REWRITE_BELOW:
+                return None
+            plain = self._codec.decode(payload)
+            for cid in dict(entries):
+                place = find_place(self._db, cid)
+                if place is not None and place.frame == frame:
+                    chunk = plain[place.offset : place.offset + place.length]
+                    verify_chunk(self._key, cid, chunk)
+                    alive.append((cid, chunk))
+        except StoreCorrupt:
+            return None
+        return alive if sum(len(chunk) for _, chunk in alive) == live else None

@@ -35,7 +35,7 @@ class HotFiles:
         return self._directory / f"{ino:x}.{number:x}"
 
     def create(self, ino: Ino, number: int, size_bytes: int) -> None:
-        """Make an empty (sparse) hot file that reads as *size_bytes* zeros. Raises StoreFull, and then there is none."""
+        """Make an empty (sparse) hot file that reads as *size_bytes* zeros. Raises StoreFull: then there is none."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             fd = os.open(f"{ino:x}.{number:x}", flags, 0o600, dir_fd=self._dir_fd)
