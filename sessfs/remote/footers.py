@@ -14,7 +14,7 @@ from sessfs.format.segment import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.segment import Footer
@@ -37,7 +37,7 @@ async def read_segment_footer(
             wanted = more.length
 
 
-async def iter_segments(store: ObjectStore, node: str, after: int) -> AsyncIterator[tuple[int, int]]:
+async def iter_segments(store: ObjectStore, node: str, after: int) -> AsyncGenerator[tuple[int, int], None]:
     """(number, size in bytes) of the node's segments beyond number *after*, in order. Raises RemoteError."""
     start_after = segment_key(node, after)
     while True:

@@ -21,13 +21,11 @@ import trio
 from sessfs.errors import (
     Fenced,
     RemoteConflict,
-    RemoteCorrupt,
     RemoteError,
     RemoteHeld,
     RemoteMissing,
     RemoteUnsuitable,
 )
-from sessfs.format.manifest import ManifestRef
 from sessfs.format.repository import (
     HOLDER_KEY,
     Holder,
@@ -44,29 +42,28 @@ from sessfs.format.segment import (
     SESSIONS_PREFIX,
     Checkpoint,
     checkpoint_key,
-    decode_checkpoint,
     encode_checkpoint,
     session_key,
     state_key,
 )
-from sessfs.remote.footers import iter_segments, read_segment_footer
+from sessfs.remote.catalogue import read_catalogue
 from sessfs.remote.objectstore import iter_keys
+from sessfs.remote.parallel import for_each, over
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from sessfs.format.envelope import Envelope
+    from sessfs.format.manifest import ManifestRef
+    from sessfs.remote.catalogue import Catalogue
     from sessfs.remote.objectstore import ObjectStore
 
 log = logging.getLogger(__name__)
 BEAT_S = 20.0
 RETRY_S = 5.0
 CHECKPOINT_EVERY = 16
-RELEASE_PARALLEL = 16
 SWAP_TRIES = 4
 PAGE = 1000
-
-Catalogue = dict[bytes, tuple[ManifestRef | None, int]]
 
 
 class Identity(NamedTuple):
@@ -220,23 +217,20 @@ class Node:
 
     async def release(self) -> None:
         """Write every session of the catalogue to its own object, and mark the state clean. Raises RemoteError."""
-        limit = trio.CapacityLimiter(RELEASE_PARALLEL)
 
-        async def settle(name: bytes, ref: ManifestRef | None, sequence: int) -> None:
-            async with limit:
-                key = session_key(self._envelope, name)
-                if ref is None:
-                    await self._store.delete([key])
-                else:
-                    record = SessionObject(name=name, holder=None, manifest=ref, sequence=sequence, kept=[])
-                    await self._store.put(key, encode_session_object(record, self._envelope))
+        async def settle(name: bytes) -> None:
+            ref, sequence = self._catalogue[name]
+            key = session_key(self._envelope, name)
+            if ref is None:
+                await self._store.delete([key])
+            else:
+                record = SessionObject(name=name, holder=None, manifest=ref, sequence=sequence, kept=[])
+                await self._store.put(key, encode_session_object(record, self._envelope))
 
         if self._catalogue:
             # The right to write them must still be this node's.
             await self._swap()
-        async with trio.open_nursery() as nursery:
-            for name, (ref, sequence) in self._catalogue.items():
-                nursery.start_soon(settle, name, ref, sequence)
+        await for_each(over(list(self._catalogue)), settle)
         await self._swap(clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False)
         self._catalogue.clear()
 
@@ -288,7 +282,7 @@ async def open_node(
         inherited = await _take_from(store, envelope, holder, identity, take_over, stale_s)
     state, etag = await _start_incarnation(store, identity, forget=not untouched)
     if untouched:
-        inherited = await _read_catalogue(store, envelope, state)
+        inherited = await read_catalogue(store, envelope, state)
     node = Node(store, envelope, identity, state, etag, inherited, monotonic_s=monotonic_s, untouched=untouched)
     if inherited and not untouched:
         # Before the claim: from then on nobody looks into the state of the node before.
@@ -364,32 +358,7 @@ async def _take_from(
             await store.put_if(key, encode_state(fenced), blob.etag)
         except RemoteConflict as exc:
             raise RemoteHeld(f"the remote is held by {who}, and its heart beats: unmount it there first") from exc
-    return await _read_catalogue(store, envelope, state)
-
-
-async def _read_catalogue(store: ObjectStore, envelope: Envelope, state: NodeState) -> Catalogue:
-    """The last checkpoint, and the footers of the segments since."""
-    catalogue: Catalogue = {}
-    if state.has_checkpoint:
-        blob = await store.get(checkpoint_key(state.node, state.last_checkpoint))
-        for name, ref, sequence in decode_checkpoint(blob.body, state.node, state.last_checkpoint, envelope).entries:
-            catalogue[name] = (ref, sequence)
-    expected = state.last_checkpoint
-    async for number, size in iter_segments(store, state.node, state.last_checkpoint):
-        if number > state.last_segment:
-            break
-        expected += 1
-        if number != expected:
-            raise RemoteCorrupt(f"segment {expected} of node {state.node} is missing")
-        footer = await read_segment_footer(store, state.node, number, size, envelope)
-        for entry in footer.manifests:
-            ref = ManifestRef(state.node, number, entry.offset, entry.length)
-            catalogue[entry.session] = (ref, entry.sequence)
-        for name in footer.removed:
-            catalogue[name] = (None, 0)
-    if expected < state.last_segment:
-        raise RemoteCorrupt(f"segment {expected + 1} of node {state.node} is missing")
-    return catalogue
+    return await read_catalogue(store, envelope, state)
 
 
 def require_conditional_writes(conditional: bool | None, *, single_node: bool, where: str) -> None:

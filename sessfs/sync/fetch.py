@@ -17,6 +17,7 @@ from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteMissing, StoreCo
 from sessfs.format.chunk import FrameCodec, verify_chunk
 from sessfs.format.segment import open_frame, segment_key
 from sessfs.local.chunkstore import decode_frame_record
+from sessfs.remote.parallel import for_each, over
 from sessfs.types import ChunkId, Ino
 
 if TYPE_CHECKING:
@@ -173,9 +174,7 @@ class RemoteChunks:
             if place is None:
                 raise StoreCorrupt(f"chunk {cid.hex()} is named by a recipe, and neither here nor in the remote")
             places.append(place)
-        async with trio.open_nursery() as nursery:
-            for read in plan_reads(places):
-                nursery.start_soon(self._read, read)
+        await for_each(over(plan_reads(places)), self._read, PARALLEL_READS)
 
     async def _read(self, read: _Read) -> None:
         wanted = [f for f in read.frames if (read.node, read.segment, f[0]) not in self._flights]

@@ -17,6 +17,7 @@ from sessfs.format.segment import open_frame, segment_key
 from sessfs.local.chunkstore import decode_frame_record
 from sessfs.local.places import RemotePlace
 from sessfs.remote.footers import read_segment_footer
+from sessfs.remote.parallel import for_each, over
 from sessfs.sync import remote_index
 from sessfs.sync.fetch import plan_reads
 from sessfs.sync.fsck import Problem, Report
@@ -94,9 +95,7 @@ class _Check:
         self._counts["nodes"] = len(view.states)
         self._counts["segments"] = len(view.inventory.segments)
         await self._check_sessions(view)
-        await remote_index.for_each(
-            remote_index.over(sorted(self._used)), lambda ref: self._check_segment(view, ref), PARALLEL_SEGMENTS
-        )
+        await for_each(over(sorted(self._used)), lambda ref: self._check_segment(view, ref), PARALLEL_SEGMENTS)
         await self._blame()
         self._problems.sort(key=lambda p: (p.session, p.path, p.kind))
         return Report(self._problems, dict(self._counts), self._notes(view))
@@ -117,7 +116,7 @@ class _Check:
 
     async def _check_sessions(self, view: View) -> None:
         latest = [root for root in remote_index.catalogue_roots(view) if root.kind == "latest"]
-        await remote_index.for_each(remote_index.over(latest), self._check_root)
+        await for_each(over(latest), self._check_root)
 
         async def check_object(key: str) -> None:
             try:
@@ -128,7 +127,7 @@ class _Check:
             for root in remote_index.session_roots(view, record, key) if record is not None else ():
                 await self._check_root(root)
 
-        await remote_index.for_each(remote_index.iter_session_keys(self._store), check_object)
+        await for_each(remote_index.iter_session_keys(self._store), check_object)
 
     async def _check_root(self, root: Root) -> None:
         self._step("snapshots")

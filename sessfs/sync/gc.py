@@ -32,7 +32,9 @@ from sessfs.errors import Fenced, RemoteCorrupt, RemoteUnavailable
 from sessfs.format.manifest import SegmentRef
 from sessfs.format.repository import decode_state
 from sessfs.format.segment import checkpoint_key, segment_key, state_key
+from sessfs.remote.catalogue import footer_catalogue
 from sessfs.remote.footers import read_segment_footer
+from sessfs.remote.parallel import for_each, over
 from sessfs.sync import gc_marks, remote_index
 from sessfs.sync.gc_live import Liveness, is_over
 from sessfs.sync.gc_marks import MARK_PREFIX, MARK_VERSION, RETIRED_S, Mark
@@ -208,8 +210,8 @@ class _Run:
 
     async def _mark_all(self, view: View) -> None:
         """Mark from every manifest that the bucket names."""
-        await remote_index.for_each(
-            remote_index.over(remote_index.catalogue_roots(view)),
+        await for_each(
+            over(remote_index.catalogue_roots(view)),
             lambda root: self._live.mark(self._store, self._envelope, root),
         )
 
@@ -222,7 +224,7 @@ class _Run:
             if self._progress is not None and self._n_sessions % 100 == 0:
                 self._progress("sessions", self._n_sessions)
 
-        await remote_index.for_each(remote_index.iter_session_keys(self._store), mark_session)
+        await for_each(remote_index.iter_session_keys(self._store), mark_session)
 
     async def _find_doomed(self, view: View, marks: Marks, unreferenced: set[SegmentRef]) -> set[SegmentRef]:
         """Those of *unreferenced* that are old, and were condemned long ago."""
@@ -241,7 +243,7 @@ class _Run:
             for ref in unreferenced
             if ref in since and self._is_old(since[ref]) and self._is_old(view.inventory.segments[ref].mtime_s)
         )
-        await remote_index.for_each(remote_index.over(old), check_footer)
+        await for_each(over(old), check_footer)
         return doomed
 
     def _old_checkpoints(self, view: View) -> list[SegmentRef]:
@@ -283,7 +285,7 @@ class _Run:
 
     async def _mark_segment(self, segment: SegmentRef) -> None:
         footer = await remote_index.read_footer(self._store, self._envelope, segment)
-        catalogue = remote_index.footer_catalogue(footer, segment.node, segment.number)
+        catalogue = footer_catalogue(footer, segment.node, segment.number)
         for name, (ref, _) in catalogue.items():
             if ref is not None:
                 await self._live.mark(self._store, self._envelope, Root(name, ref, "latest", segment_key(*segment)))

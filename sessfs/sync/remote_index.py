@@ -8,10 +8,7 @@ a node that releases writes the objects before it empties its catalogue. So each
 from __future__ import annotations
 
 from array import array
-from contextlib import aclosing
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
-
-import trio
+from typing import TYPE_CHECKING, NamedTuple
 
 from sessfs.errors import RemoteCorrupt, RemoteMissing, RemoteUnsuitable, SessfsError, StoreCorrupt
 from sessfs.format.manifest import Manifest, ManifestRef, SegmentRef, merge
@@ -31,8 +28,6 @@ from sessfs.format.segment import (
     NODES_PREFIX,
     SESSIONS_PREFIX,
     Footer,
-    checkpoint_key,
-    decode_checkpoint,
     open_manifest,
     parse_checkpoint_key,
     parse_segment_key,
@@ -40,21 +35,21 @@ from sessfs.format.segment import (
     session_key,
     state_key,
 )
+from sessfs.remote.catalogue import read_catalogue
 from sessfs.remote.footers import read_segment_footer
 from sessfs.remote.objectstore import LIST_PAGE, iter_keys
+from sessfs.remote.parallel import for_each, over
 from sessfs.sync.snapshot import MAX_DEPTH
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from sessfs.format.envelope import Envelope
-    from sessfs.remote.node import Catalogue
+    from sessfs.remote.catalogue import Catalogue
     from sessfs.remote.objectstore import ObjectStore
 
     Progress = Callable[[str, int], None]
 
-T = TypeVar("T")
-PARALLEL = 16
 DAMAGE = (RemoteCorrupt, RemoteMissing, RemoteUnsuitable, StoreCorrupt)
 """Errors that are a finding about the bucket, not a failure to find out."""
 
@@ -134,41 +129,6 @@ class Ranges:
     def n_bytes(self) -> int:
         """Sum of the lengths."""
         return sum(length for _, length in self)
-
-
-async def for_each(
-    items: AsyncGenerator[T, None], work: Callable[[T], Awaitable[None]], parallel: int = PARALLEL
-) -> None:
-    """Do *work* on each item, up to *parallel* at once. The first SessfsError, also of *items*, ends it, raised."""
-    failures: list[SessfsError] = []
-    async with trio.open_nursery() as nursery:
-        send, receive = trio.open_memory_channel[T](0)
-
-        async def worker() -> None:
-            async for item in receive:
-                try:
-                    await work(item)
-                except SessfsError as exc:
-                    failures.append(exc)
-                    nursery.cancel_scope.cancel()
-
-        for _ in range(parallel):
-            nursery.start_soon(worker)
-        async with send, aclosing(items):
-            try:
-                async for item in items:
-                    await send.send(item)
-            except SessfsError as exc:
-                failures.append(exc)
-                nursery.cancel_scope.cancel()
-    if failures:
-        raise failures[0]
-
-
-async def over(items: Iterable[T]) -> AsyncGenerator[T, None]:
-    """*items*, for `for_each`."""
-    for item in items:
-        yield item
 
 
 # -- the repository
@@ -267,29 +227,6 @@ async def read_footer(store: ObjectStore, envelope: Envelope, ref: SegmentRef) -
     if not listed or listed[0].key != key:
         raise RemoteCorrupt(f"{key} is not in the remote, but the state of its node counts on it")
     return await read_segment_footer(store, ref.node, ref.number, listed[0].size, envelope)
-
-
-async def read_catalogue(store: ObjectStore, envelope: Envelope, state: NodeState) -> Catalogue:
-    """What the node knew of its sessions: its last checkpoint, and the footers of the segments since."""
-    catalogue: Catalogue = {}
-    if state.has_checkpoint:
-        blob = await store.get(checkpoint_key(state.node, state.last_checkpoint))
-        for name, ref, sequence in decode_checkpoint(blob.body, state.node, state.last_checkpoint, envelope).entries:
-            catalogue[name] = (ref, sequence)
-    for number in range(state.last_checkpoint + 1, state.last_segment + 1):
-        footer = await read_footer(store, envelope, SegmentRef(state.node, number))
-        catalogue |= footer_catalogue(footer, state.node, number)
-    return catalogue
-
-
-def footer_catalogue(footer: Footer, node: str, number: int) -> Catalogue:
-    """What the segment says of sessions."""
-    catalogue: Catalogue = {}
-    for entry in footer.manifests:
-        catalogue[entry.session] = (ManifestRef(node, number, entry.offset, entry.length), entry.sequence)
-    for name in footer.removed:
-        catalogue[name] = (None, 0)
-    return catalogue
 
 
 # -- sessions

@@ -288,8 +288,8 @@ class SessionDirectory:
         finally:
             self._inodes.changes = changes
         for cid, (segment, offset, length) in chunk_places(manifest).items():
-            if not self._places.has(cid):
-                self._places.set(segment.node, segment.number, offset, length, [cid])
+            # Also over a place that is known: that one may be in a segment that was collected meanwhile.
+            self._places.set(segment.node, segment.number, offset, length, [cid])
         # Inode numbers here are other than in the manifest, so a delta can't build upon it: the next one is full.
         published = Published(name, manifest.sequence, (ref.node, ref.segment, ref.offset, ref.length), MAX_DEPTH)
         self._places.set_published(session, published)

@@ -11,10 +11,11 @@ from sessfs.format.manifest import SegmentRef
 from sessfs.format.repository import KeptSnapshot, encode_session_object
 from sessfs.format.segment import checkpoint_key, footer_of, segment_key, session_key
 from sessfs.remote.objectstore import Blob, Forwarding
+from sessfs.remote.parallel import for_each, over
 from sessfs.sync.gc import Options, collect
 from sessfs.sync.gc_live import Liveness
 from sessfs.sync.gc_marks import Mark, Marks, StoredMark, group, missing_segments, read_marks
-from sessfs.sync.remote_index import Ranges, for_each, over, read_session
+from sessfs.sync.remote_index import Ranges, read_session
 from tests.support.bucket import Writer, cid_of, read_everything
 from tests.support.faultystore import FaultyStore, error_500
 from tests.support.formats import AEAD, PLAIN
