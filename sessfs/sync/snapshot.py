@@ -39,6 +39,9 @@ class Freezer(Protocol[FrozenT]):
     async def seal_frozen(self, frozen: Sequence[FrozenT]) -> Mapping[Ino, Recipe]:
         """Recipes of frozen files, chunks pinned."""
 
+    def thaw(self, frozen: Sequence[FrozenT]) -> None:
+        """Give up frozen files that are not to be sealed."""
+
 
 class Draft(Generic[FrozenT]):
     """One session's snapshot in the making."""

@@ -78,15 +78,24 @@ class SealProcessClient:
                 await process.stdin.send_all(encode_message(request))
                 reply = decode_reply(await self._receive(process.stdout))
             except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError) as exc:
-                process.kill()
+                await self._abandon(process)
                 raise LocalStoreError("the seal process ended unexpectedly") from exc
             except trio.Cancelled:
-                # The answer would be taken for that of the next request.
-                process.kill()
+                await self._abandon(process)
                 raise
         if reply.error:
             raise LocalStoreError(reply.error)
         return reply
+
+    async def _abandon(self, process: trio.Process) -> None:
+        """Kill the process: its answer would be taken for that of the next request, which another one gets."""
+        self._process = None
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    await stream.aclose()
 
     async def _receive(self, stream: trio.abc.ReceiveStream) -> bytes:
         buf = bytearray()
@@ -114,6 +123,8 @@ class FrozenFile(NamedTuple):
 
     file: SealFile
     number: int
+    kept: tuple[ChunkId, ...] = ()
+    """Chunks of the content as it was before, pinned until the file is sealed."""
 
 
 def _jobs(frozen: Sequence[FrozenFile]) -> Iterator[list[FrozenFile]]:
@@ -159,6 +170,8 @@ class Sealer:
         self._busy = trio.Lock()
         self.failed: str | None = None
         """Why the last seal failed, None once one succeeds again."""
+        self.lost_count = False
+        """True once the seal process ended in the middle of a request: it may have stored what nobody asks for."""
 
     async def run(self) -> None:
         """Seal what is idle and drop what is dead, for ever; started once, in the daemon's nursery."""
@@ -202,7 +215,8 @@ class Sealer:
 
     async def _seal(self, job: list[Inode]) -> None:
         async with self._busy:
-            await self._seal_files(job)
+            # While this waited for its turn, files may have been sealed, or have gone.
+            await self._seal_files([inode for inode in job if inode.hot_no])
 
     async def _seal_files(self, job: list[Inode]) -> None:
         empty = [inode for inode in job if inode.size == 0]
@@ -212,19 +226,41 @@ class Sealer:
         files = [self.describe(inode) for inode in job if inode.size]
         if not files:
             return
-        reply = await self._client.call(SealRequest(files))
-        self._reader.refresh()
-        for file in reply.files:
+        for file in (await self._request(SealRequest(files))).files:
             self._place(file)
+
+    async def _request(self, request: SealRequest | DropRequest | StoreRequest) -> Reply:
+        """The reply, its chunks visible here and noted. Raises LocalStoreError: then the process may have stored chunks
+        that nobody knows of, which the next start sweeps.
+        """
+        done = False
+        try:
+            reply = await self._client.call(request)
+            done = True
+        finally:
+            self.lost_count |= not (done or isinstance(request, DropRequest))
+        self._reader.refresh()
         self._references.note_unused(ChunkId(cid) for cid in reply.added)
+        return reply
 
     def freeze(self, inodes: Sequence[Inode]) -> list[FrozenFile]:
         """At a cut: keep the hot files of *inodes* as they are at this instant; hand the answer to `seal_frozen`."""
         frozen = []
         for inode in inodes:
+            file = self.describe(inode)
+            # Until the recipe is there nothing else holds them, should the file be written to meanwhile.
+            kept = tuple(cid for span in file.spans if span.keep for cid in Recipe(span.keep).iter_chunks())
+            self._references.pin(kept)
             self._fileio.freeze(inode)
-            frozen.append(FrozenFile(self.describe(inode), inode.hot_no))
+            frozen.append(FrozenFile(file, inode.hot_no, kept))
         return frozen
+
+    def thaw(self, frozen: Sequence[FrozenFile]) -> None:
+        """Give up frozen files that are not to be sealed; fine for those that were thawed."""
+        for item in frozen:
+            if self._fileio.retirement.is_frozen(item.number):
+                self._fileio.retirement.thaw(item.number)
+                self._references.unpin(item.kept)
 
     async def seal_frozen(self, frozen: Sequence[FrozenFile]) -> dict[Ino, Recipe]:
         """The recipes of frozen files, as they were when they were frozen; they are thawed, and their chunks are pinned
@@ -235,23 +271,20 @@ class Sealer:
         try:
             for job in _jobs(frozen):
                 async with self._busy:
-                    reply = await self._client.call(SealRequest([f.file for f in job]))
-                    self._reader.refresh()
+                    reply = await self._request(SealRequest([f.file for f in job]))
                     for file, item in zip(reply.files, job, strict=True):
                         if file.recipe is None:
                             raise LocalStoreError(f"inode {file.ino} could not be sealed for a snapshot: {file.error}")
                         recipe = recipes[Ino(file.ino)] = Recipe(file.recipe)
                         self._references.pin(recipe.iter_chunks())
                         self._place(file)
-                        self._fileio.retirement.thaw(item.number)
-                    self._references.note_unused(ChunkId(cid) for cid in reply.added)
+                        self.thaw([item])
         except BaseException:
             for recipe in recipes.values():
                 self._references.unpin(recipe.iter_chunks())
             raise
         finally:
-            for item in frozen:
-                self._fileio.retirement.thaw(item.number)
+            self.thaw(frozen)
         return recipes
 
     def describe(self, inode: Inode) -> SealFile:
@@ -297,21 +330,24 @@ class Sealer:
             [bytes(cid) for cid in damaged],
         )
         async with self._busy:
-            await self._client.call(request)
-            self._reader.refresh()
+            await self._request(request)
+            # What wanted them may have gone while they were on their way.
+            self._references.note_unused(cid for _, ids in frames for cid in ids if not self._references.is_held(cid))
 
     async def evict(self, ids: Sequence[ChunkId]) -> None:
         """Remove chunks that recipes name and the remote has. Raises LocalStoreError."""
         async with self._busy:
-            await self._client.call(DropRequest([bytes(cid) for cid in ids]))
-            self._reader.refresh()
+            await self._request(DropRequest([bytes(cid) for cid in ids]))
 
     async def drop_dead(self) -> None:
         """Drop chunks that nothing names any more. Raises LocalStoreError."""
         async with self._busy:
             while self._references.has_dead:
                 dead = self._references.take_dead()
-                for first in range(0, len(dead), DROP_AT_ONCE):
-                    await self._client.call(DropRequest([bytes(cid) for cid in dead[first : first + DROP_AT_ONCE]]))
+                try:
+                    for first in range(0, len(dead), DROP_AT_ONCE):
+                        await self._request(DropRequest([bytes(cid) for cid in dead[first : first + DROP_AT_ONCE]]))
+                except BaseException:
+                    self._references.note_unused(dead)
+                    raise
                 self._forget_places(dead)
-                self._reader.refresh()

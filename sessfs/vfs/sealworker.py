@@ -89,6 +89,8 @@ class SealProcess:
         except FileNotFoundError:
             return SealedFile(file.ino, file.version, None, "gone")
         try:
+            if os.fstat(fd).st_size < file.spans[-1].end:
+                raise EOFError
             parts: list[bytes] = []
             for span in file.spans:
                 parts.extend([span.keep] if span.keep is not None else self._cut(fd, span.start, span.end))

@@ -178,6 +178,6 @@ class Volume:
         self.reader.close()
         self.meta.close()
         self.hot.close()
-        if not self.committer.is_dirty and not self.references.has_unused:
+        if not (self.committer.is_dirty or self.references.has_unused or self.sealer.lost_count):
             self.state.mark_clean()
         self.state.close()

@@ -199,6 +199,13 @@ async def open_box(
             await volume.release()
 
 
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Return once *condition* holds."""
+    with trio.fail_after(timeout_s):
+        while not condition():  # noqa: ASYNC110 - nothing tells when it begins to hold
+            await trio.sleep(0.01)
+
+
 def assert_clean(path: Path) -> None:
     """fsck finds nothing, not even that the last daemon did not end well."""
     report = check_state(path)

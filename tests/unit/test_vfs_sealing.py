@@ -1,0 +1,266 @@
+"""Sealing with the real seal process: recipes, freezing, dead chunks, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from sessfs.errors import LocalStoreError
+from sessfs.vfs import fileio
+from tests.support.volumes import assert_clean, open_box, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sessfs.format.recipe import Recipe
+    from tests.support.volumes import Box
+
+
+def noise(seed: int, length: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+def bytes_of(box: Box, recipe: Recipe) -> bytes:
+    parts = []
+    for extent in recipe:
+        found = bytes(extent.end - extent.start) if extent.is_hole else box.volume.reader.find(extent.chunk)
+        assert found is not None
+        parts.append(found)
+    return b"".join(parts)
+
+
+async def test_sealing_equal_content_is_stored_once_and_given_back_at_the_end(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"a")
+        box.mkdir(b"b")
+        content = noise(1, 400_000)
+        await box.write(b"a/f", content)
+        await box.write(b"b/f", content)
+        await box.seal()
+        assert box.volume.fileio.hot_bytes() == 0
+        assert box.volume.reader.totals().plain_bytes == len(content)
+        box.unlink(b"a/f")
+        await box.drop_dead()
+        assert await box.read(b"b/f") == content
+        box.unlink(b"b/f")
+        await box.drop_dead()
+        assert box.volume.reader.totals()[1:] == (0, 0)
+    assert_clean(tmp_path / "state")
+
+
+async def test_sealing_sparse_file_takes_no_room_for_holes(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", b"begin")
+        await box.write(b"s/f", b"end", 5 << 30)
+        await box.seal()
+        inode = box.get(b"s/f")
+        assert inode.size == (5 << 30) + 3
+        assert box.volume.fileio.allocated_bytes(inode) < 1 << 20
+        assert await box.volume.fileio.read(inode, (5 << 30) - 2, 10) == b"\0\0end"
+        await box.write(b"s/f", b"middle", 3 << 30)
+        await box.seal()
+        assert await box.volume.fileio.read(inode, (3 << 30) - 1, 8) == b"\0middle\0"
+    assert_clean(tmp_path / "state")
+
+
+async def test_sealing_result_for_an_older_version_is_not_used(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", noise(1, 300_000))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(box.seal)
+            await trio.testing.wait_all_tasks_blocked()
+            await box.write(b"s/f", b"later", 100)
+        inode = box.get(b"s/f")
+        assert inode.hot_no
+        assert (await box.read(b"s/f"))[90:120] == noise(1, 300_000)[90:100] + b"later" + noise(1, 300_000)[105:120]
+        await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path / "state")
+
+
+async def test_sealing_file_that_goes_meanwhile_leaves_nothing(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", noise(1, 300_000))
+        await box.write(b"s/empty", b"")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(box.seal)
+            nursery.start_soon(box.seal)
+            await trio.testing.wait_all_tasks_blocked()
+            box.unlink(b"s/f")
+            box.unlink(b"s/empty")
+        await box.drop_dead()
+    assert_clean(tmp_path / "state")
+
+
+async def test_sealing_empty_file_that_went_while_another_seal_ran(tmp_path: Path) -> None:
+    """Both jobs are chosen before the first is done."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/large", noise(1, 300_000))
+        await box.write(b"s/empty", b"")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(box.volume.sealer.seal_frozen, box.volume.sealer.freeze([box.get(b"s/large")]))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(box.seal)
+            await trio.testing.wait_all_tasks_blocked()
+            box.unlink(b"s/empty")
+        box.volume.references.unpin(box.volume.inodes.load_recipe(box.get(b"s/large")).iter_chunks())
+        await box.drop_dead()
+    assert_clean(tmp_path / "state")
+
+
+@pytest.mark.parametrize("large", [False, True], ids=["copied", "waited for"])
+async def test_freeze_keeps_the_content_of_that_instant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr(fileio, "COPY_MAX_BYTES", 1000)
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        old = noise(1, 200_000)
+        inode = await box.write(b"s/f", old)
+        frozen = box.volume.sealer.freeze([inode])
+        recipes = {}
+
+        async def seal() -> None:
+            recipes.update(await box.volume.sealer.seal_frozen(frozen))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(box.write, b"s/f", b"new", 50)
+            nursery.start_soon(box.truncate, b"s/f", 100_000)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(seal)
+        assert bytes_of(box, recipes[inode.ino]) == old
+        assert await box.read(b"s/f") == (old[:50] + b"new" + old[53:])[:100_000]
+        await box.drop_dead()
+        assert bytes_of(box, recipes[inode.ino]) == old, "pinned"
+        box.volume.references.unpin(recipes[inode.ino].iter_chunks())
+        box.unlink(b"s/f")
+        await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path / "state")
+
+
+async def test_freeze_keeps_the_chunks_that_the_content_has_in_common_with_before(tmp_path: Path) -> None:
+    """Between freezing and sealing, a frozen file's cold chunks may lose their last reference."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        old = noise(1, 500_000)
+        inode = await box.write(b"s/f", old)
+        await box.seal()
+        await box.write(b"s/f", b"new", 10)
+        assert inode.cold
+        frozen = box.volume.sealer.freeze([inode])
+        await box.truncate(b"s/f", 0)
+        await box.drop_dead()
+        recipes = await box.volume.sealer.seal_frozen(frozen)
+        assert bytes_of(box, recipes[inode.ino]) == old[:10] + b"new" + old[13:]
+        box.volume.references.unpin(recipes[inode.ino].iter_chunks())
+        await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path / "state")
+
+
+async def test_freeze_of_a_file_that_is_removed(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", noise(1, 200_000))
+        frozen = box.volume.sealer.freeze([inode])
+        box.unlink(b"s/f")
+        await box.drop_dead()
+        recipes = await box.volume.sealer.seal_frozen(frozen)
+        assert bytes_of(box, recipes[inode.ino]) == noise(1, 200_000)
+        box.volume.references.unpin(recipes[inode.ino].iter_chunks())
+    assert_clean(tmp_path / "state")
+
+
+async def test_seal_frozen_failing_thaws_and_pins_nothing(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        files = [await box.write(b"s/%d" % i, noise(i, 100_000)) for i in range(3)]
+        frozen = box.volume.sealer.freeze(files)
+        os.truncate(box.volume.hot.path(files[1].ino, files[1].hot_no), 1000)
+        with pytest.raises(LocalStoreError, match="could not be sealed"):
+            await box.volume.sealer.seal_frozen(frozen)
+        os.truncate(box.volume.hot.path(files[1].ino, files[1].hot_no), 100_000)
+        assert not any(box.volume.fileio.retirement.is_frozen(item.number) for item in frozen)
+        for i in range(3):
+            box.unlink(b"s/%d" % i)
+        await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path / "state")
+
+
+async def test_seal_process_killed_is_started_again(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", noise(1, 200_000))
+        pid = box.volume.seal_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        await wait_until(lambda: box.volume.seal_pid is None)
+        await box.seal()
+        assert box.volume.seal_pid not in (None, pid)
+        assert not box.get(b"s/f").hot_no
+    assert_clean(tmp_path / "state")
+
+
+async def test_seal_process_killed_at_work_leaves_a_state_that_is_swept(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        for i in range(8):
+            await box.write(b"s/%d" % i, noise(i, 8 << 20))
+
+        async def kill() -> None:
+            await trio.sleep(0.15)
+            assert box.volume.seal_pid is not None
+            os.kill(box.volume.seal_pid, signal.SIGKILL)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kill)
+            with pytest.raises(LocalStoreError):
+                await box.seal()
+        for i in range(8):
+            box.unlink(b"s/%d" % i)
+    async with open_box(tmp_path / "state") as box:
+        assert not box.volume.state.was_clean, "nobody knows what the process had stored"
+        with trio.fail_after(10):
+            await trio.sleep(0.2)
+            await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path / "state")
+
+
+async def test_drop_that_fails_is_tried_again(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", noise(1, 200_000))
+        await box.seal()
+        box.unlink(b"s/f")
+        await box.commit()
+        pid = box.volume.seal_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with trio.move_on_after(0.1):
+            await box.volume.sealer.drop_dead()
+        await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path / "state")
+
+
+async def test_sealer_seals_what_is_idle_by_itself(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state", seal_idle_s=1.0) as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", noise(1, 10_000))
+        box.clock.advance(2)
+        await wait_until(lambda: not inode.hot_no)
+    assert_clean(tmp_path / "state")
