@@ -86,6 +86,9 @@ class Adapter(Operations):
         entry.st_ctime_ns = inode.ctime_ns
         if self._sessions is not None and inode.ino in self._sessions.stubs:
             entry.attr_timeout = 0
+        if self._sessions is not None and inode.ino in self._sessions.unverified:
+            # The next look at it must come here, and may find another inode.
+            entry.attr_timeout = entry.entry_timeout = 0
         return entry
 
     def _entry(self, inode: Inode) -> EntryAttributes:

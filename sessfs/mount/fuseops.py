@@ -301,6 +301,8 @@ class SessionOperations(Adapter):
         """Entries from *start_id*: the position in the names as they were at the last rewind, `.` and `..` first."""
         directory = self._dirs[fh]
         if start_id == 0:
+            if directory.ino == ROOT_INO and self._sessions is not None:
+                await self._sessions.load_root()
             directory.names = [b".", b"..", *self._names.list_names(directory.ino)]
             if directory.ino == ROOT_INO and self._sessions is not None:
                 directory.pages = self._sessions.iter_pages()

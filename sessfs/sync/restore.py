@@ -90,7 +90,8 @@ class SessionDirectory:
         self._loading: dict[Ino, trio.Lock] = {}
         self._complete = False
         self._root_loaded = places.published(ROOT_INO) is not None
-        self._unverified: set[Ino] = set()
+        self.unverified: set[Ino] = set()
+        """Sessions that must be held against the remote before they are used."""
         self.stubs: set[Ino] = {ino for ino, p in places.iter_published() if p.stub}
         """Sessions whose tree is not loaded."""
         self.loaded: list[tuple[Ino, list[ChunkId]]] = []
@@ -98,21 +99,21 @@ class SessionDirectory:
 
     def distrust(self) -> None:
         """Another node has held the prefix since this state was written: compare each session at its next look-up."""
-        self._unverified = {ino for ino, p in self._places.iter_published() if not p.stub}
+        self.unverified = {ino for ino, p in self._places.iter_published() if not p.stub}
         self._complete = False
 
     async def find(self, name: bytes) -> None:
         """Make sure that *name* is known here, as a stub at least, if the remote has it. Raises RemoteError."""
         dentry = self._inodes.find_dentry(ROOT_INO, name)
         if dentry is not None:
-            if dentry.ino in self._unverified:
+            if dentry.ino in self.unverified:
                 await self._verify(dentry.ino, name)
             return
-        await self._load_root()
+        await self.load_root()
         if self._complete or self._inodes.find_dentry(ROOT_INO, name) is not None:
             return
         for session in self._removed().get(name, ()):
-            if session not in self._unverified or not await self._verify_removed(session, name):
+            if session not in self.unverified or not await self._verify_removed(session, name):
                 return
         found = await self._catalogue.resolve(name)
         if found is not None and self._inodes.find_dentry(ROOT_INO, name) is None:
@@ -133,9 +134,9 @@ class SessionDirectory:
         """A session was removed or renamed here. True when another node published *name* since, so that it stays."""
         found = await self._catalogue.resolve(name)
         published = self._places.published(session)
-        if session not in self._unverified or published is None:
+        if session not in self.unverified or published is None:
             return published is None
-        self._unverified.discard(session)
+        self.unverified.discard(session)
         if found is None or self._is_known(published, found[0]):
             return False
         self._places.set_published(session, None)
@@ -147,11 +148,11 @@ class SessionDirectory:
     def _is_known(published: Published, ref: ManifestRef | None) -> bool:
         return ref is not None and published.manifest == (ref.node, ref.segment, ref.offset, ref.length)
 
-    async def _load_root(self) -> None:
+    async def load_root(self) -> None:
         """Bring the files directly in the root here, which are a session of their own. Raises RemoteError. Names that
         are taken here already stay what they are.
         """
-        if ROOT_INO in self._unverified:
+        if ROOT_INO in self.unverified:
             await self._verify_root()
         if self._root_loaded:
             return
@@ -168,9 +169,9 @@ class SessionDirectory:
         """`_verify` for the files directly in the root."""
         found = await self._catalogue.resolve(DOT_SESSION)
         published = self._places.published(ROOT_INO)
-        if ROOT_INO not in self._unverified:
+        if ROOT_INO not in self.unverified:
             return
-        self._unverified.discard(ROOT_INO)
+        self.unverified.discard(ROOT_INO)
         if published is not None and found is not None and self._is_known(published, found[0]):
             return
         changes = self._inodes.changes
@@ -190,9 +191,9 @@ class SessionDirectory:
         takes its place; changes made here that were never published stay, under a name that says so.
         """
         found = await self._catalogue.resolve(name)
-        if session not in self._unverified:
+        if session not in self.unverified:
             return
-        self._unverified.discard(session)
+        self.unverified.discard(session)
         published = self._places.published(session)
         if found is not None and published is not None and self._is_known(published, found[0]):
             return
@@ -225,8 +226,8 @@ class SessionDirectory:
         changes = self._inodes.changes
         changed = list(changes.sessions) if changes is not None else []
         if ROOT_INO in changed:
-            await self._load_root()
-        for session in self._unverified.intersection(changed):
+            await self.load_root()
+        for session in self.unverified.intersection(changed):
             name, published = self._inodes.find_session_name(session), self._places.published(session)
             if name is not None:
                 await self._verify(session, name)
@@ -235,10 +236,6 @@ class SessionDirectory:
 
     async def iter_pages(self) -> AsyncIterator[list[bytes]]:
         """Names of sessions that were not known here, page by page, each made a stub. Raises RemoteError."""
-        before = {name for name, _ in self._inodes.iter_dentries(ROOT_INO)} if not self._root_loaded else None
-        await self._load_root()
-        if before is not None:
-            yield [name for name, _ in self._inodes.iter_dentries(ROOT_INO) if name not in before]
         if self._complete:
             return
         async for page in self._catalogue.iter_pages():

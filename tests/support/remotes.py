@@ -48,7 +48,7 @@ class Bucket:
         session = boto3.session.Session(KEY_ID, SECRET, region_name="us-east-1")
         return session.client("s3", endpoint_url=self.endpoint.url)
 
-    def keys(self, below: str = "") -> list[str]:
+    def list_keys(self, below: str = "") -> list[str]:
         """Keys under the mounts' prefix, without it."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=f"{PREFIX}/{below}")
         return [one["Key"].removeprefix(f"{PREFIX}/") for page in pages for one in page.get("Contents", [])]
@@ -60,7 +60,7 @@ class Bucket:
 
     def objects(self) -> dict[str, bytes]:
         """Everything under the prefix."""
-        return {key: self.read(key) for key in self.keys()}
+        return {key: self.read(key) for key in self.list_keys()}
 
     def options(self, *more: str, interval: str = "1s", host: str = "127.0.0.1") -> list[str]:
         """Options of a mount of this bucket."""
