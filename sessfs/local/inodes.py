@@ -198,6 +198,8 @@ class Inodes:
         self._dirty_sessions: set[Ino] = set()
         self._lookups: dict[Ino, int] = {}
         self._next = self._limit = 0
+        self.is_hard_dirty = False
+        """True when an inode changed since the last `encode_dirty` in a way that only a commit makes durable."""
         self.changes: Changes | None = None
         """Where changes of what travels are noted; None when there is no remote to publish them to."""
         self.travelling = PathClass.TRAVELS
@@ -247,6 +249,7 @@ class Inodes:
         inode.atime_ns = inode.mtime_ns = inode.ctime_ns = now_ns
         self._cache[inode.ino] = inode
         self._dirty[inode.ino] = inode
+        self.is_hard_dirty = True
         return inode
 
     def adopt(self, inode: Inode) -> None:
@@ -254,9 +257,13 @@ class Inodes:
         self._cache[inode.ino] = inode
         self.touch(inode)
 
-    def touch(self, inode: Inode) -> None:
-        """Note that *inode* changed: it goes into the next batch."""
+    def touch(self, inode: Inode, *, soft: bool = False) -> None:
+        """Note that *inode* changed: it goes into the next batch. A *soft* change is one that a crash may take back to
+        what the hot file itself says: its size after a write, and times.
+        """
         self._dirty[inode.ino] = inode
+        if not soft:
+            self.is_hard_dirty = True
         if self.changes is not None and inode.path_class <= self.travelling:
             self.changes.note_inode(inode.session, inode.ino)
 
@@ -277,6 +284,7 @@ class Inodes:
         for ino, inode in self._dirty.items():
             self._db.put(INODES, INO.pack(ino), inode.encode())
         self._dirty.clear()
+        self.is_hard_dirty = False
         for session in self._dirty_sessions:
             counters = self._sessions[session]
             record = SESSION.pack(counters.files, counters.logical_bytes, counters.last_change_ns)

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
 
+KERNEL_TIMES_NS = 60 * 10**9
+
 
 class _DirHandle:
     """One open directory: the names as they were when it was opened or rewound."""
@@ -50,6 +52,14 @@ class _DirHandle:
         self.ino = ino
         self.names: list[bytes] = []
         self.pages: AsyncIterator[list[bytes]] | None = None
+
+
+def _only_kernel_times(fields: SetattrFields, attr: EntryAttributes, now_ns: int) -> bool:
+    """True for the times that the kernel hands over with a file's pages, rather than what somebody set: those are of
+    this very moment.
+    """
+    others = fields.update_size or fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime
+    return fields.update_mtime and not others and abs(now_ns - attr.st_mtime_ns) < KERNEL_TIMES_NS
 
 
 class SessionOperations(Adapter):
@@ -181,7 +191,7 @@ class SessionOperations(Adapter):
             node.mtime_ns = attr.st_mtime_ns
         now = self._clock_ns()
         node.ctime_ns = attr.st_ctime_ns if fields.update_ctime else now
-        self._inodes.touch(node)
+        self._inodes.touch(node, soft=_only_kernel_times(fields, attr, now))
         self._inodes.account(node.session, 0, 0, now)
         return self._attributes(node)
 
@@ -280,10 +290,7 @@ class SessionOperations(Adapter):
     @handler
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """Data and metadata of the file, and everything acknowledged before, are durable on return."""
-        node = self._names.get(Ino(fh))
-        self._fileio.order(node)
-        if node.ordered or self._committer.is_dirty or self._committer.is_busy:
-            await self._committer.commit()
+        await self._committer.sync_file(self._names.get(Ino(fh)))
 
     # -- directories
 

@@ -7,6 +7,8 @@ made superfluous. A crash between any two steps leaves the previous batch, with 
 from __future__ import annotations
 
 import logging
+import os
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
     from sessfs.local.chunkstore import References
     from sessfs.local.db import Batch, Database
     from sessfs.local.hotfiles import HotFiles
-    from sessfs.local.inodes import Inodes
+    from sessfs.local.inodes import Inode, Inodes
+    from sessfs.types import Ino
     from sessfs.vfs.fileio import FileIO
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class Committer:
         self._hot = hot
         self._interval_s = interval_s
         self._next = _Outcome()
+        self._flushing: Counter[Ino] = Counter()
         self._asked = trio.Event()
         self.failed: LocalStoreError | None = None
         """The error of the last commit, None once one succeeds again."""
@@ -71,6 +75,31 @@ class Committer:
         await outcome.done.wait()
         if outcome.error is not None:
             raise LocalStoreError(str(outcome.error)) from outcome.error
+
+    async def sync_file(self, inode: Inode) -> None:
+        """Return once the file's data, and everything acknowledged before, is durable. Raises LocalStoreError.
+
+        Where nothing but sizes and times changed since the last commit, flushing the hot file is enough: the last batch
+        names it, and after a crash the inode takes its length over. That is one flush of the disk, not three.
+        """
+        if self.is_busy or self._inodes.is_hard_dirty or self._meta.is_dirty:
+            self._fileio.order(inode)
+            await self.commit()
+            return
+        if not inode.hot_no or not (inode.unsynced or inode.ino in self._flushing):
+            return
+        inode.unsynced = False
+        self._flushing[inode.ino] += 1
+        durable = False
+        try:
+            await trio.to_thread.run_sync(sync, [self._hot.duplicate(inode.ino, inode.hot_no)])
+            durable = True
+        finally:
+            self._flushing[inode.ino] -= 1
+            if not self._flushing[inode.ino]:
+                del self._flushing[inode.ino]
+            if not durable:
+                inode.unsynced = True
 
     async def run(self) -> None:
         """Commit for ever; started once, in the daemon's nursery."""
@@ -95,10 +124,11 @@ class Committer:
 
     async def _commit_once(self) -> None:
         ordered = self._fileio.take_ordered()
-        fds = [self._hot.duplicate(inode.ino, inode.hot_no) for inode in ordered]
-        names = self._hot.take_name_sync() if fds else None
-        if names is not None:
-            fds.append(names)
+        try:
+            fds, has_names = self._descriptors(ordered)
+        except OSError as exc:
+            self._fileio.restore_ordered(ordered)
+            raise LocalStoreError(f"a hot file could not be opened to flush it: {exc}") from exc
         retired = self._fileio.retirement.take()
         self._inodes.encode_dirty()
         self._references.cut()
@@ -120,6 +150,23 @@ class Committer:
             else:
                 self._fileio.restore_ordered(ordered)
                 self._fileio.retirement.restore(retired)
+                if has_names:
+                    self._hot.restore_name_sync()
+
+    def _descriptors(self, ordered: list[Inode]) -> tuple[list[int], bool]:
+        """What is to be flushed before the batch, and whether the directory of the hot files is among it. Raises
+        OSError, having opened nothing.
+        """
+        fds: list[int] = []
+        try:
+            for inode in ordered:
+                fds.append(self._hot.duplicate(inode.ino, inode.hot_no))
+            names = self._hot.take_name_sync() if fds else None
+        except OSError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        return (fds, False) if names is None else ([*fds, names], True)
 
     @property
     def is_dirty(self) -> bool:

@@ -144,7 +144,7 @@ class FileIO:
         self._hot.pwrite(inode.ino, inode.hot_no, content, offset)
         if inode.mode & SUID_SGID and inode.user_writes:
             self.drop_privileges(inode)
-        self._changed(inode, max(end, inode.size))
+        self._changed(inode, max(end, inode.size), soft=True)
         return len(content)
 
     def _require_room(self) -> None:
@@ -202,14 +202,14 @@ class FileIO:
         self.hot_inodes.pop(inode.ino, None)
         self.hot_inodes[inode.ino] = inode
 
-    def _changed(self, inode: Inode, size: int) -> None:
+    def _changed(self, inode: Inode, size: int, *, soft: bool = False) -> None:
         now = self._clock_ns()
         delta = size - inode.size
         inode.size = size
         inode.mtime_ns = inode.ctime_ns = now
         inode.version += 1
         inode.unsynced = True
-        self._inodes.touch(inode)
+        self._inodes.touch(inode, soft=soft)
         self._inodes.account(inode.session, 0, delta if inode.nlink else 0, now)
 
     def drop_privileges(self, inode: Inode) -> None:
