@@ -13,6 +13,7 @@ from sessfs.errors import RemoteConflict, RemoteMissing, RemoteUnavailable, Remo
 from sessfs.format.chunk import HASH_KEY_BYTES
 from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, new_format, open_format
 from sessfs.local.state import write_durably
+from sessfs.remote.retrying import RetryPolicy
 from sessfs.remote.urls import Remote, RemoteSettings, open_remote
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 START_DEADLINE_S = 20.0
+RETRY_CAP_MIN_S = 1.0
 ANSWER_DEADLINE_S = 20.0
 """Who waits in a system call gets EIO about this long after the remote stopped answering: such a wait can't be ended by
 a signal, and too many of them would leave nobody to serve the rest.
@@ -122,5 +124,7 @@ async def opened_repository(settings: Settings, state: CachedState) -> AsyncIter
     if settings.remote is None:
         yield None
         return
-    async with open_remote(remote_settings(settings)) as remote:
+    # The longest pause between two tries: an interval, so that all is sent within two of the remote's return.
+    policy = RetryPolicy(cap_s=min(max(settings.interval_s, RETRY_CAP_MIN_S), RetryPolicy().cap_s))
+    async with open_remote(remote_settings(settings), policy) as remote:
         yield await open_repository(remote, read_secret(settings), state, START_DEADLINE_S)
