@@ -11,7 +11,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Protocol
 
-from sessfs.errors import StoreCorrupt, StoreFull
+from sessfs.errors import SessfsError, StoreCorrupt, StoreFull
 from sessfs.vfs.ranges import split, subtract, total
 from sessfs.vfs.retirement import Retirement
 
@@ -141,7 +141,14 @@ class FileIO:
             await self._chunks.fetch(missing)
             await self._unshare(inode)
         self._ensure_hot(inode)
-        self._hot.pwrite(inode.ino, inode.hot_no, content, offset)
+        touched = self._touched(inode, offset, end)
+        try:
+            self._hot.pwrite(inode.ino, inode.hot_no, content, offset)
+        except SessfsError:
+            self._keep_old(inode, touched)
+            raise
+        if touched:
+            self._make_hot(inode, touched[0].start, touched[-1].end)
         if inode.mode & SUID_SGID and inode.user_writes:
             self.drop_privileges(inode)
         self._changed(inode, max(end, inode.size), soft=True)
@@ -151,17 +158,21 @@ class FileIO:
         if self.full_reason is not None:
             raise StoreFull(self.full_reason)
 
-    def _hydrate_edges(self, inode: Inode, start: int, end: int) -> list[ChunkId]:
-        """Bring the extents that [start, end) covers in part into the hot file, and make its whole span hot.
-
-        Returns the chunks that must be fetched first, having changed nothing; else an empty list.
-        """
+    def _touched(self, inode: Inode, start: int, end: int) -> list[Extent]:
+        """The cold extents that hold any byte of [start, end), in order."""
         spans = [part for part in split(start, end, inode.cold) if part.inside] if inode.cold else []
         if not spans:
             return []
         recipe = self._inodes.load_recipe(inode)
-        touched = [extent for part in spans for extent in recipe.overlapping(part.start, part.end)]
-        edges = [e for e in (touched[0], touched[-1]) if not e.is_hole and (e.start < start or e.end > end)]
+        return [extent for part in spans for extent in recipe.overlapping(part.start, part.end)]
+
+    def _hydrate_edges(self, inode: Inode, start: int, end: int) -> list[ChunkId]:
+        """Bring the cold extents that [start, end) covers in part into the hot file; all of them stay cold.
+
+        Returns the chunks that must be fetched first, having changed nothing; else an empty list.
+        """
+        touched = self._touched(inode, start, end)
+        edges = [e for e in (*touched[:1], *touched[-1:]) if not e.is_hole and (e.start < start or e.end > end)]
         plain: dict[int, bytes] = {}
         missing: list[ChunkId] = []
         for extent in edges:
@@ -170,13 +181,24 @@ class FileIO:
                 missing.append(extent.chunk)
             else:
                 plain[extent.start] = chunk
-        if missing:
+        if missing or not plain:
             return missing
         self._ensure_hot(inode)
         for at, chunk in plain.items():
             self._hot.pwrite(inode.ino, inode.hot_no, chunk, at)
-        self._make_hot(inode, touched[0].start, touched[-1].end)
         return []
+
+    def _keep_old(self, inode: Inode, touched: list[Extent]) -> None:
+        """A write failed half-way: chunks stay what is read, whatever the hot file has in their place. A hole becomes
+        hot, since what of it was not written is still zeros there.
+        """
+        self._hot.truncate(inode.ino, inode.hot_no, inode.size)
+        inode.version += 1
+        inode.unsynced = True
+        self._inodes.touch(inode)
+        for extent in touched:
+            if extent.is_hole:
+                self._make_hot(inode, extent.start, extent.end)
 
     def _make_hot(self, inode: Inode, start: int, end: int) -> None:
         inode.cold = subtract(inode.cold, start, end)
@@ -241,14 +263,16 @@ class FileIO:
 
     def _cut_cold(self, inode: Inode, size: int) -> list[ChunkId]:
         """Take the extents at and after *size* out of the cold ranges; the one that *size* divides becomes hot."""
+        start = size
         if any(low < size <= high for low, high in inode.cold):
             extent = next(self._inodes.load_recipe(inode).overlapping(size - 1, size))
             if extent.end > size:
                 missing = self._hydrate_edges(inode, extent.start + 1, extent.end)
                 if missing:
                     return missing
+                start = extent.start
         if inode.cold and inode.cold[-1][1] > size:
-            self._make_hot(inode, size, inode.cold[-1][1])
+            self._make_hot(inode, start, inode.cold[-1][1])
         return []
 
     # -- giving up content
@@ -322,6 +346,20 @@ class FileIO:
         inode.changed_s = self._monotonic_s()
         inode.unsynced = True
         self.hot_inodes[inode.ino] = inode
+
+    def take_length(self, inode: Inode, length: int) -> None:
+        """The hot file, after a crash, has *length* bytes, and so has the file. Sealed content that reaches beyond is
+        given up; the extent that the end divides was brought into the hot file before that was cut.
+        """
+        if inode.nlink:
+            self._inodes.account(inode.session, 0, length - inode.size, inode.mtime_ns)
+        inode.size = length
+        if inode.cold and inode.cold[-1][1] > length:
+            whole = [extent.end for extent in self._inodes.load_recipe(inode) if extent.end <= length]
+            inode.cold = subtract(inode.cold, whole[-1] if whole else 0, inode.cold[-1][1])
+            if not inode.cold:
+                self._drop_recipe(inode)
+        self._inodes.touch(inode)
 
     def adopt_hot_files(self) -> None:
         """Adopt every hot file of a state that was closed cleanly."""

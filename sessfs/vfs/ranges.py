@@ -19,12 +19,12 @@ class Part(NamedTuple):
 
 
 def split(start: int, end: int, ranges: Sequence[Range]) -> Iterator[Part]:
-    """[start, end) cut at the borders of *ranges*, in order."""
+    """[start, end) cut at the borders of *ranges*, in order; nothing where it is empty."""
     at = start
     for low, high in ranges:
         if high <= at:
             continue
-        if low >= end:
+        if low >= end or at >= end:
             break
         if low > at:
             yield Part(at, low, False)
@@ -38,6 +38,8 @@ def split(start: int, end: int, ranges: Sequence[Range]) -> Iterator[Part]:
 
 def subtract(ranges: Sequence[Range], start: int, end: int) -> list[Range]:
     """*ranges* without the bytes of [start, end)."""
+    if start >= end:
+        return list(ranges)
     left = []
     for low, high in ranges:
         if low < start:

@@ -10,7 +10,7 @@ import trio
 if TYPE_CHECKING:
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.hotfiles import HotFiles
-    from sessfs.local.inodes import Inode, Inodes
+    from sessfs.local.inodes import Inodes
     from sessfs.vfs.fileio import FileIO
 
 log = logging.getLogger(__name__)
@@ -33,24 +33,10 @@ def reconcile_hot_files(inodes: Inodes, hot: HotFiles, fileio: FileIO) -> None:
             log.warning("inode %d lost %d bytes that were never flushed", kept.ino, kept.size)
             hot.create(kept.ino, kept.hot_no, kept.size)
         elif length != kept.size:
-            _take_length(inodes, kept, length)
+            fileio.take_length(kept, length)
         fileio.adopt(kept)
     for ino, number in on_disk:
         hot.delete(ino, number)
-
-
-def _take_length(inodes: Inodes, inode: Inode, length: int) -> None:
-    if inode.nlink:
-        inodes.account(inode.session, 0, length - inode.size, inode.mtime_ns)
-    inode.size = length
-    # The extent that the new end divides was brought into the hot file before the file was cut.
-    inode.cold = [
-        (start, end)
-        for low, high in inode.cold
-        for start, end, _ in inodes.load_recipe(inode).overlapping(low, high)
-        if end <= length
-    ]
-    inodes.touch(inode)
 
 
 async def sweep_unreferenced(reader: ChunkReader, references: References) -> None:

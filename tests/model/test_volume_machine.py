@@ -11,7 +11,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from sessfs.local.inodes import Inode
 from sessfs.vfs import fileio
 from tests.support.triothread import Task, TrioThread
 from tests.support.volumes import Box, Clock, assert_clean, open_box
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sessfs.format.recipe import Recipe
+    from sessfs.local.inodes import Inode
     from sessfs.types import Ino
     from sessfs.vfs.sealing import FrozenFile
 

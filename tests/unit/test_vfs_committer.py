@@ -1,0 +1,102 @@
+"""Group commit: one batch for all that wait, and nothing lost when one fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from sessfs.errors import LocalStoreError, StoreFull
+from sessfs.local import hotfiles
+from tests.support.volumes import assert_clean, open_box, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_committer_shares_one_commit_among_all_that_wait(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.commit()
+        before = box.volume.committer.n_commits
+        async with trio.open_nursery() as nursery:
+            for i in range(20):
+                box.create(b"s/%d" % i)
+                nursery.start_soon(box.volume.committer.commit)
+        assert box.volume.committer.n_commits == before + 1
+        assert not box.volume.committer.is_dirty
+
+
+async def test_committer_commits_by_itself_after_its_interval(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state", commit_interval_s=0.02) as box:
+        box.mkdir(b"s")
+        committer = box.volume.committer
+        await wait_until(lambda: not (committer.is_dirty or committer.is_busy))
+
+
+@pytest.mark.parametrize("where", ["data", "batch", "open"])
+async def test_committer_failure_keeps_everything_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"content")
+        box.create(b"s/gone")
+        volume = box.volume
+        with monkeypatch.context() as patch:
+            if where == "data":
+                patch.setattr(hotfiles.os, "fdatasync", _refuse)
+            elif where == "batch":
+                patch.setattr(volume.meta, "write_batch", _full)
+            else:
+                patch.setattr(volume.hot, "duplicate", _refuse)
+            with pytest.raises(LocalStoreError):
+                await box.commit()
+            assert volume.committer.failed is not None
+            assert inode.unsynced
+        box.unlink(b"s/gone")
+        await box.write(b"s/f", b"more", 7)
+        if where == "data":
+            names = volume.hot.take_name_sync()
+            assert names is not None, "the new name in hot/ is not durable yet"
+            os.close(names)
+            volume.hot.restore_name_sync()
+        await box.commit()
+        assert volume.committer.failed is None
+        assert not inode.unsynced
+        left = box.copy_state(tmp_path / "left")
+    async with open_box(left) as box:
+        assert await box.contents() == {b"s/f": b"contentmore"}
+    assert_clean(left)
+
+
+def _refuse(*args: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def _full(*args: object) -> bool:
+    raise StoreFull("the disk is full")
+
+
+async def test_committer_keeps_hot_files_until_what_replaced_them_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"x" * 50_000)
+        path = box.volume.hot.path(inode.ino, inode.hot_no)
+        await box.commit()
+        await box.seal()
+        assert path.exists()
+        with monkeypatch.context() as patch:
+            patch.setattr(box.volume.meta, "write_batch", _full)
+            with pytest.raises(LocalStoreError):
+                await box.commit()
+        assert path.exists()
+        await box.commit()
+        assert not path.exists()
+    assert_clean(tmp_path / "state")

@@ -1,0 +1,181 @@
+"""After a kill or a power cut: every way in which hot files and inodes can disagree."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.volumes import assert_clean, open_box
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sessfs.types import Ino
+    from tests.support.volumes import Box
+
+BODY = bytes(range(256)) * 2000
+MARK = b"written after the seal"
+
+
+async def make(path: Path) -> tuple[Path, int]:
+    """A killed state with one file, cold but for an edge, and the number of its hot file."""
+    async with open_box(path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", BODY)
+        await box.seal()
+        await box.write(b"s/f", MARK, 1000)
+        await box.write(b"s/other", b"other")
+        await box.commit()
+        inode = box.get(b"s/f")
+        assert inode.cold
+        return box.copy_state(path / "left"), inode.hot_no
+
+
+def hot_path(left: Path, number: int) -> Path:
+    return next(entry for entry in (left / "hot").iterdir() if entry.name.endswith(f".{number:x}"))
+
+
+EXPECTED = BODY[:1000] + MARK + BODY[1000 + len(MARK) :]
+
+
+async def check(left: Path, content: bytes) -> None:
+    """The file reads as *content*, and goes on to work; nothing is left over once it is gone."""
+    async with open_box(left) as box:
+        assert await box.read(b"s/f") == content
+        assert await box.read(b"s/other") == b"other"
+        counters = box.volume.inodes.session_counters(box.get(b"s").ino)
+        assert (counters.files, counters.logical_bytes) == (2, len(content) + 5)
+    assert_clean(left)
+    async with open_box(left) as box:
+        await box.write(b"s/f", b"tail", len(content) + 1000)
+        await box.seal()
+        assert await box.read(b"s/f") == content + bytes(1000) + b"tail"
+    assert_clean(left)
+    async with open_box(left) as box:
+        box.unlink(b"s/f")
+        box.unlink(b"s/other")
+        await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(left)
+
+
+async def test_recovery_of_hot_files_as_they_were(tmp_path: Path) -> None:
+    left, _ = await make(tmp_path)
+    await check(left, EXPECTED)
+
+
+@pytest.mark.parametrize("size", [0, 1, 999, 1005, 40_000, 200_000, len(BODY) - 1])
+async def test_recovery_of_a_shorter_hot_file_cuts_the_file(tmp_path: Path, size: int) -> None:
+    """As left by a truncate, which brought the divided extent into the hot file before."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", BODY)
+        await box.seal()
+        await box.write(b"s/f", MARK, 1000)
+        await box.write(b"s/other", b"other")
+        await box.commit()
+        inode = box.get(b"s/f")
+        number = inode.hot_no
+        await box.truncate(b"s/f", max(size, 1))
+        assert inode.hot_no == number
+        left = box.copy_state(tmp_path / "left")
+    if size == 0:
+        os.truncate(hot_path(left, number), 0)
+    await check(left, EXPECTED[:size])
+
+
+async def test_recovery_of_a_longer_hot_file_takes_what_was_written(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", BODY)
+        await box.seal()
+        await box.write(b"s/f", MARK, 1000)
+        await box.write(b"s/other", b"other")
+        await box.commit()
+        await box.write(b"s/f", b"late", len(BODY) + 50)
+        left = box.copy_state(tmp_path / "left")
+    await check(left, EXPECTED + bytes(50) + b"late")
+
+
+async def test_recovery_of_a_missing_hot_file_keeps_the_size(tmp_path: Path) -> None:
+    left, number = await make(tmp_path)
+    hot_path(left, number).unlink()
+    async with open_box(left) as box:
+        content = await box.read(b"s/f")
+        assert len(content) == len(BODY)
+        end = box.get(b"s/f").cold[0][0]
+        assert content == bytes(end) + BODY[end:]
+    assert_clean(left)
+
+
+async def test_recovery_deletes_hot_files_that_nothing_names(tmp_path: Path) -> None:
+    left, number = await make(tmp_path)
+    (left / "hot" / "999.9999").write_bytes(b"stray")
+    (left / "hot" / f"999.{number:x}").write_bytes(b"stray")
+    await check(left, EXPECTED)
+
+
+async def test_recovery_frees_what_was_removed_while_open(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", BODY)
+        await box.seal()
+        inode.opens += 1
+        box.unlink(b"s/f")
+        await box.commit()
+        left = box.copy_state(tmp_path / "left")
+        inode.opens -= 1
+        box.volume.namespace.reclaim(inode)
+    async with open_box(left) as box:
+        assert box.volume.inodes.find(inode.ino) is None
+        await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(left)
+
+
+async def test_recovery_before_the_first_commit(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", b"never committed")
+        left = box.copy_state(tmp_path / "left")
+    async with open_box(left) as box:
+        assert box.walk() == []
+        box.mkdir(b"s")
+        await box.write(b"s/f", b"again")
+        assert await box.read(b"s/f") == b"again"
+    assert_clean(left)
+
+
+async def test_recovery_gives_no_number_twice(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.commit()
+        seen: set[Ino] = {box.create(b"s/%d" % i).ino for i in range(5000)}
+        await box.commit()
+        left = box.copy_state(tmp_path / "left")
+    async with open_box(left) as box:
+        assert box.create(b"s/new").ino not in seen
+    assert_clean(left)
+
+
+async def _sealed_uncommitted(box: Box) -> None:
+    box.mkdir(b"s")
+    await box.write(b"s/f", BODY)
+    await box.commit()
+    await box.seal()
+
+
+async def test_recovery_sweeps_chunks_that_no_committed_recipe_names(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        await _sealed_uncommitted(box)
+        left = box.copy_state(tmp_path / "left")
+    async with open_box(left) as box:
+        assert await box.read(b"s/f") == BODY
+        box.unlink(b"s/f")
+    async with open_box(left) as box:
+        await box.drop_dead()
+    async with open_box(left) as box:
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(left)
