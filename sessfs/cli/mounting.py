@@ -12,6 +12,8 @@ from sessfs import config
 from sessfs.cli import output
 from sessfs.mount import control, launch, mountinfo, unmount
 
+WARNINGS_TIMEOUT_S = 10.0
+
 Mountpoint = Annotated[
     Path, typer.Argument(metavar="MOUNTPOINT", help="The directory, made if it is missing; it must be empty.")
 ]
@@ -125,6 +127,9 @@ def mount(
     pid = launch.launch(settings)
     output.print_line(f"mounted {settings.mountpoint} (pid {pid}), state in {settings.state_dir}")
     output.print_line(f"unmount with: sessfs umount {settings.mountpoint}")
+    status = control.call(settings.state_dir, "status", {}, timeout_s=WARNINGS_TIMEOUT_S, on_progress=None)
+    for warning in status["warnings"]:
+        output.print_note(f"warning: {warning}")
 
 
 MountedAt = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where it is mounted.")]
