@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from sessfs.errors import RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt, Unsynced
+from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt, Unsynced
 from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
@@ -123,7 +123,8 @@ class RemoteSide:
         fresh = not any(True for _ in self._volume.places.iter_published())
         try:
             node = await open_gate(self._repository, self._settings, self._gate, START_DEADLINE_S)
-        except RemoteUnavailable:
+        except (RemoteUnavailable, RemoteDenied) as exc:
+            self._gate.problem = str(exc)
             if fresh and self._repository.is_new_here:
                 raise
             return

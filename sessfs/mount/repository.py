@@ -9,7 +9,7 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from sessfs.errors import RemoteConflict, RemoteMissing, RemoteUnavailable, RemoteUnsuitable
+from sessfs.errors import RemoteConflict, RemoteDenied, RemoteMissing, RemoteUnavailable, RemoteUnsuitable
 from sessfs.format.chunk import HASH_KEY_BYTES
 from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, new_format, open_format
 from sessfs.local.state import write_durably
@@ -66,8 +66,8 @@ def read_secret(settings: Settings) -> bytes | None:
 async def open_repository(remote: Remote, secret: bytes | None, state: CachedState, deadline_s: float) -> Repository:
     """Read PREFIX/format, or make it when the remote is new; where it can't be read, what the state remembers of it.
 
-    Raises RemoteUnavailable when it can't be read and nothing is remembered, KeyWrong, and RemoteUnsuitable when the
-    state belongs to another repository.
+    Raises RemoteUnavailable or RemoteDenied when it can't be read and nothing is remembered, KeyWrong, and
+    RemoteUnsuitable when the state belongs to another repository.
     """
     store = remote.within(deadline_s)
     try:
@@ -78,10 +78,10 @@ async def open_repository(remote: Remote, secret: bytes | None, state: CachedSta
             await store.put_if(FORMAT_KEY, encoded, None)
         except RemoteConflict:
             encoded = (await store.get(FORMAT_KEY)).body
-    except RemoteUnavailable:
+    except (RemoteUnavailable, RemoteDenied) as exc:
         if state.format is None:
             raise
-        log.warning("the remote can't be reached: going on with what is here")
+        log.warning("the remote can't be used, going on with what is here: %s", exc)
         encoded = state.format
     hash_key, envelope = open_format(decode_format(encoded), secret)
     if state.hash_key is not None and state.hash_key != hash_key:

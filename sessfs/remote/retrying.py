@@ -138,7 +138,8 @@ class Retrying(Forwarding):
         return self._health
 
     def within(self, deadline_s: float) -> Retrying:
-        """The same store, counts and health, but each call gives up after *deadline_s* seconds of trying.
+        """The same store, counts and health, but each call gives up after *deadline_s* seconds of trying, and after one
+        try when the store has been away for longer than that.
 
         A request under way is not cut off: with the read time-out on top, that is when the call returns.
         """
@@ -237,7 +238,11 @@ class Retrying(Forwarding):
             self._shared.not_before_s = max(self._shared.not_before_s, self._clock() + pause_s)
             # The jitter on top spreads those that all wait for the same moment.
             delay_s += pause_s
-        if self._policy.deadline_s is not None and self._clock() + delay_s > start_s + self._policy.deadline_s:
-            raise exc
+        deadline_s = self._policy.deadline_s
+        if deadline_s is not None:
+            # Once the remote has been away for as long as anybody waits, one try is enough to see whether it is back.
+            is_long_away = self._health.report().for_s > deadline_s
+            if is_long_away or self._clock() + delay_s > start_s + deadline_s:
+                raise exc
         self._shared.retries += 1
         await self._sleep(delay_s)
