@@ -7,6 +7,7 @@
 //   worker          register the service worker; it serves scripts from CacheStorage
 //   caches          put all scripts into CacheStorage
 //   add=N           add N messages and what belongs to them to IndexedDB
+//   pause=MS        do nothing for so long
 //   local=N         set N localStorage keys and a cookie
 //   reload          reload the page, wait for 'ready' and for the page's scripts
 //   verify          check every record, cache entry and key
@@ -121,6 +122,7 @@ const steps = {
   worker: () => inPage('registerWorker'),
   caches: async () => say('caches', await inPage('fillCaches')),
   add: async (count) => say('records', await inPage('addRecords', Number(count))),
+  pause: (ms) => new Promise((resolve) => setTimeout(resolve, Number(ms))),
   local: (count) => inPage('fillLocal', Number(count)),
   async reload() {
     const ready = next('ready');

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWNET = 0x40000000
-HOST_ADDRESS = "10.213.77.1"
-GUEST_ADDRESS = "10.213.77.2"
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -31,14 +30,14 @@ def _call(name: str, *arguments: int) -> None:
 
 
 @contextlib.contextmanager
-def machine(hostname: str, network: Path | None = None) -> Iterator[None]:
-    """Inside, be on a machine called *hostname*, in the network namespace of that file if one is given."""
+def machine(hostname: str, network: Network | None = None) -> Iterator[None]:
+    """Inside, be on a machine called *hostname*, in *network* if one is given."""
     own = [(os.open(f"/proc/thread-self/ns/{name}", os.O_RDONLY), kind) for name, kind in _kinds(network)]
     try:
         _call("unshare", CLONE_NEWUTS)
         socket.sethostname(hostname)
         if network is not None:
-            fd = os.open(network, os.O_RDONLY)
+            fd = os.open(network.path, os.O_RDONLY)
             try:
                 _call("setns", fd, CLONE_NEWNET)
             finally:
@@ -50,15 +49,23 @@ def machine(hostname: str, network: Path | None = None) -> Iterator[None]:
             os.close(fd)
 
 
-def _kinds(network: Path | None) -> list[tuple[str, int]]:
+def _kinds(network: Network | None) -> list[tuple[str, int]]:
     return [("uts", CLONE_NEWUTS)] + ([("net", CLONE_NEWNET)] if network is not None else [])
 
 
+@dataclass(frozen=True)
+class Network:
+    """A network namespace: its file, and the address by which this machine is reached from there."""
+
+    path: Path
+    host_address: str
+
+
 @contextlib.contextmanager
-def other_network() -> Iterator[Path]:
-    """A network namespace, as its file, joined to this one by a veth pair: this side is HOST_ADDRESS there."""
-    name = f"sessfs-{secrets.token_hex(3)}"
-    link = f"sfs{secrets.token_hex(3)}"
+def other_network() -> Iterator[Network]:
+    """A network namespace joined to this one by a veth pair."""
+    tag = secrets.token_bytes(2)
+    name, link, subnet = f"sessfs-{tag.hex()}", f"sfs{tag.hex()}", f"10.{tag[0]}.{tag[1]}"
 
     def ip(*arguments: str) -> None:
         subprocess.run(["ip", *arguments], check=True, stdin=subprocess.DEVNULL)
@@ -66,12 +73,12 @@ def other_network() -> Iterator[Path]:
     ip("netns", "add", name)
     try:
         ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
-        ip("addr", "add", f"{HOST_ADDRESS}/24", "dev", link)
+        ip("addr", "add", f"{subnet}.1/24", "dev", link)
         ip("link", "set", link, "up")
-        ip("-n", name, "addr", "add", f"{GUEST_ADDRESS}/24", "dev", "eth0")
+        ip("-n", name, "addr", "add", f"{subnet}.2/24", "dev", "eth0")
         ip("-n", name, "link", "set", "eth0", "up")
         ip("-n", name, "link", "set", "lo", "up")
-        yield Path("/run/netns") / name
+        yield Network(Path("/run/netns") / name, f"{subnet}.1")
     finally:
         with contextlib.suppress(subprocess.CalledProcessError):
             ip("link", "del", link)
