@@ -257,14 +257,15 @@ class Inodes:
         self._cache[inode.ino] = inode
         self.touch(inode)
 
-    def touch(self, inode: Inode, *, soft: bool = False) -> None:
+    def touch(self, inode: Inode, *, soft: bool = False, noted: bool = True) -> None:
         """Note that *inode* changed: it goes into the next batch. A *soft* change is one that a crash may take back to
-        what the hot file itself says: its size after a write, and times.
+        what the hot file itself says: its size after a write, and times. A change that is not *noted* is one of how
+        the content is kept here: nothing that is published.
         """
         self._dirty[inode.ino] = inode
         if not soft:
             self.is_hard_dirty = True
-        if self.changes is not None and inode.path_class <= self.travelling:
+        if noted and self.changes is not None and inode.path_class <= self.travelling:
             self.changes.note_inode(inode.session, inode.ino)
 
     def remove(self, inode: Inode) -> None:

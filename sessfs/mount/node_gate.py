@@ -50,6 +50,10 @@ class NodeGate:
         """See Publisher."""
         await self._open().announce(name)
 
+    async def settle(self) -> None:
+        """See Publisher."""
+        await self._open().settle()
+
     async def publish(self, last_segment: int, entries: Sequence[tuple[bytes, ManifestRef | None, int]]) -> None:
         """See Publisher."""
         await self._open().publish(last_segment, entries)

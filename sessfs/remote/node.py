@@ -97,6 +97,8 @@ class Node:
         self._catalogue = catalogue
         self._monotonic_s = monotonic_s
         self._written_s = monotonic_s()
+        self._given: dict[int, list[tuple[bytes, ManifestRef | None, int]]] = {}
+        """What becomes true once the state names that segment: it may do so later than it was heard of."""
         self._swapping = trio.Lock()
         self.untouched = untouched
         """True when no other node has held the prefix since this one last did: what is here is the latest."""
@@ -124,27 +126,28 @@ class Node:
     async def _swap(self, **changes: int | bool) -> None:
         """Swap the state for one with *changes* and the next beat. Raises Fenced when it is no longer this node's."""
         async with self._swapping:
-            state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, **changes)
             for _ in range(SWAP_TRIES):
+                state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, **changes)
                 try:
                     self._etag = await self._store.put_if(state_key(self.name), encode_state(state), self._etag)
                 except (RemoteConflict, RemoteMissing):
                     await self._read_back()
                     continue
-                self._state = state
+                self._take_state(state)
                 self._written_s = self._monotonic_s()
                 return
             raise RemoteConflict(f"the state of node {self.name} changes under its hands: is its clock or store sane?")
 
     async def _read_back(self) -> None:
-        """After a refused swap: an earlier write of this node that was given up may have landed late, and then its etag
-        is the one to go on with. Raises Fenced when the state is somebody else's.
+        """After a refused swap: an earlier write of this node, given up, may have landed late: then it is the one
+        to go on from. Raises Fenced when the state is somebody else's.
         """
         try:
             blob = await self._store.get(state_key(self.name))
             state = decode_state(blob.body, state_key(self.name))
             if state.incarnation == self.incarnation and state.fenced_by is None:
                 self._etag = blob.etag
+                self._take_state(state)
                 return
             self.fenced = state.fenced_by or "another process under the same node name"
         except RemoteMissing:
@@ -154,6 +157,18 @@ class Node:
             f"node {self.name} was fenced by {self.fenced}: this mount is read-only now, and what it had not uploaded "
             "stays in its state directory"
         )
+
+    def _take_state(self, state: NodeState) -> None:
+        """This is the state in the remote: what it makes count belongs to the catalogue."""
+        self._state = state
+        for last_segment in [n for n in self._given if n <= state.last_segment]:
+            for name, ref, sequence in self._given.pop(last_segment):
+                self._catalogue[name] = (ref, sequence)
+
+    async def settle(self) -> None:
+        """See Publisher."""
+        await self._swap()
+        self._given.clear()
 
     def use_stores(self, store: ObjectStore, answering: ObjectStore) -> None:
         """From here on use *store* for what this node publishes, *answering* for what somebody waits for: the same
@@ -211,9 +226,8 @@ class Node:
 
     async def publish(self, last_segment: int, entries: Sequence[tuple[bytes, ManifestRef | None, int]]) -> None:
         """See Publisher."""
+        self._given[last_segment] = list(entries)
         await self._swap(last_segment=last_segment)
-        for name, ref, sequence in entries:
-            self._catalogue[name] = (ref, sequence)
 
     async def release(self) -> None:
         """Write every session of the catalogue to its own object, and mark the state clean. Raises RemoteError."""

@@ -21,6 +21,8 @@ from sessfs.local.chunkstore import (
     FRAME_KEY,
     FRAMES,
     INDEX,
+    LIVE,
+    LIVE_BYTES,
     PLACE,
     REF_COUNT,
     Totals,
@@ -40,11 +42,13 @@ from sessfs.local.inodes import (
     REFS,
     SESSION,
     SESSIONS,
+    SUPER,
     SYMLINKS,
     XATTRS,
     Inode,
     decode_inode,
 )
+from sessfs.local.places import PLACES
 from sessfs.local.state import CLEAN_MARK, lock_holder, read_hash_key
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
@@ -86,6 +90,10 @@ def check_state(state_dir: Path, progress: Progress | None = None) -> Report:
     pid = lock_holder(state_dir)
     if pid is not None:
         raise StateInUse(f"{state_dir} is mounted by process {pid}: unmount it first (sessfs umount)")
+    if not _has_database(state_dir):
+        return Report(
+            [], {}, ["the state was never used: its first mount did not come far; the next one begins afresh"]
+        )
     meta = Database(state_dir / "meta", META_TABLES, META_MAP_BYTES, readonly=True)
     try:
         chunks = Database(state_dir / "chunks", CHUNK_TABLES, CHUNKS_MAP_BYTES, readonly=True)
@@ -95,6 +103,13 @@ def check_state(state_dir: Path, progress: Progress | None = None) -> Report:
             chunks.close()
     finally:
         meta.close()
+
+
+def _has_database(state_dir: Path) -> bool:
+    """False when the daemon was killed before it had made all that a state consists of: then it holds nothing yet."""
+    if (state_dir / "chunks" / "data.mdb").exists():
+        return True
+    return read_hash_key(state_dir) is not None and any((state_dir / "hot").glob("*"))
 
 
 class _Check:
@@ -113,6 +128,8 @@ class _Check:
         self._links: Counter[Ino] = Counter()
         self._subdirs: Counter[Ino] = Counter()
         self._refs: Counter[ChunkId] = Counter()
+        self._bad: dict[ChunkId, str] = {}
+        """What is wrong with chunks that are stored."""
 
     def run(self) -> Report:
         self._load_inodes()
@@ -120,8 +137,8 @@ class _Check:
         self._check_inodes()
         self._check_leftovers()
         self._check_sessions()
-        self._check_recipes()
         self._check_frames()
+        self._check_recipes()
         self._check_references()
         self._check_hot_files()
         notes = [] if self._clean else ["the state was not closed cleanly; the next mount recovers it"]
@@ -160,8 +177,13 @@ class _Check:
                 self._inodes[ino] = decode_inode(ino, record)
             except StoreCorrupt as exc:
                 self._report("inode", ino, str(exc))
-        if ROOT_INO not in self._inodes:
+        if ROOT_INO not in self._inodes and not self._is_unused():
             self._report("inode", None, "the root directory is missing")
+
+    def _is_unused(self) -> bool:
+        """True when nothing was ever committed."""
+        tables = (table for table in META_TABLES if table != SUPER)
+        return not self._clean and all(next(self._meta.scan(table), None) is None for table in tables)
 
     def _check_dentries(self) -> None:
         for key, value in self._meta.scan(DENTRIES):
@@ -262,12 +284,7 @@ class _Check:
                     recipe.slice_packed(start, end)
                 except ValueError as exc:
                     self._report("recipe", ino, f"cold range: {exc}")
-            for extent in recipe:
-                place = None if extent.is_hole else self._chunks.get(INDEX, extent.chunk)
-                if not extent.is_hole and (place is None or PLACE.unpack(place)[2] != extent.end - extent.start):
-                    self._report(
-                        "chunk", ino, f"bytes {extent.start} to {extent.end}: chunk {extent.chunk.hex()} is missing"
-                    )
+            self._check_extents(ino, recipe)
         for ino, inode in self._inodes.items():
             end = inode.cold[-1][1] if inode.cold else 0
             if end > inode.size or (inode.size and not inode.hot_no and self._is_short(inode)):
@@ -275,30 +292,56 @@ class _Check:
             if inode.cold and self._meta.get(RECIPES, INO.pack(ino)) is None:
                 self._report("recipe", ino, "the inode has sealed content and no recipe")
 
+    def _check_extents(self, ino: Ino, recipe: Recipe) -> None:
+        for extent in recipe:
+            if extent.is_hole:
+                continue
+            place = self._chunks.get(INDEX, extent.chunk)
+            is_remote = self._meta.get(PLACES, extent.chunk) is not None
+            fault = self._bad.get(extent.chunk, "")
+            if place is None:
+                fault = "" if is_remote else "is missing"
+            elif PLACE.unpack(place)[2] != extent.end - extent.start:
+                fault = f"has {PLACE.unpack(place)[2]} bytes"
+            if fault:
+                where = f"bytes {extent.start} to {extent.end}: chunk {extent.chunk.hex()} {fault}"
+                mend = "; the remote has it: reading it once, mounted, mends it" if is_remote else ""
+                self._report("chunk", ino, where + mend)
+
     def _is_short(self, inode: Inode) -> bool:
         return stat.S_ISREG(inode.mode) and inode.cold != [(0, inode.size)]
 
     def _check_frames(self) -> None:
+        """Every frame, and every chunk that the index places in it; what is wrong with a chunk is noted in `_bad`, for
+        `_check_recipes` to say of which file it is.
+        """
         key = read_hash_key(self._state_dir)
         if key is None:
-            self._report("state", None, "the hash key is missing: no chunk can be verified")
+            if next(self._chunks.scan(FRAMES), None) is not None:
+                self._report("state", None, "the hash key is missing: no chunk can be verified")
             return
         codec = FrameCodec()
-        stored = plain_bytes = n_frames = 0
+        stored = last = 0
+        intact: set[int] = set()
+        suspects: dict[int, bytes | StoreCorrupt] = {}
         for frame_key, record in self._chunks.scan(FRAMES):
             self._step("frames")
-            number = FRAME_KEY.unpack(frame_key)[0]
-            n_frames = max(n_frames, number)
+            last = FRAME_KEY.unpack(frame_key)[0]
             stored += len(record)
             try:
                 entries, payload = decode_frame_record(record)
                 plain = codec.decode(payload)
             except StoreCorrupt as exc:
-                self._report("frame", None, f"frame {number}: {exc}")
+                suspects[last] = exc
                 continue
-            plain_bytes += self._check_chunks(key, number, entries, plain)
+            live = self._chunks.get(LIVE, frame_key)
+            if live == LIVE_BYTES.pack(self._check_chunks(key, last, entries, plain)):
+                intact.add(last)
+            else:
+                suspects[last] = plain
+        plain_bytes = self._check_index(key, intact, suspects)
         totals = read_totals(self._chunks)
-        if totals != Totals(totals.next_frame, stored, plain_bytes) or totals.next_frame <= n_frames:
+        if totals != Totals(totals.next_frame, stored, plain_bytes) or totals.next_frame <= last:
             self._report("counter", None, f"the totals say {tuple(totals)}, there are {stored} and {plain_bytes} bytes")
 
     def _check_chunks(self, key: bytes, number: int, entries: list[tuple[ChunkId, int]], plain: bytes) -> int:
@@ -309,15 +352,43 @@ class _Check:
             if place is not None and PLACE.unpack(place) == (number, offset, length):
                 self._step("chunks")
                 alive += length
-                try:
-                    verify_chunk(key, cid, memoryview(plain)[offset : offset + length])
-                except StoreCorrupt as exc:
-                    self._report("chunk", None, f"frame {number}: {exc}")
+                self._verify(key, cid, memoryview(plain)[offset : offset + length])
             offset += length
         return alive
 
+    def _verify(self, key: bytes, cid: ChunkId, plain: bytes | memoryview) -> None:
+        try:
+            verify_chunk(key, cid, plain)
+        except StoreCorrupt:
+            self._bad[cid] = "does not match its hash"
+
+    def _check_index(self, key: bytes, intact: set[int], suspects: dict[int, bytes | StoreCorrupt]) -> int:
+        """Bytes of all chunks in the index. Those in frames whose own list can't be relied on are verified here."""
+        total = 0
+        used: set[int] = set()
+        for cid_bytes, value in self._chunks.scan(INDEX):
+            cid = ChunkId(cid_bytes)
+            number, offset, length = PLACE.unpack(value)
+            total += length
+            if number in intact:
+                continue
+            used.add(number)
+            plain = suspects.get(number)
+            if plain is None:
+                self._bad[cid] = f"is indexed in frame {number}, which is not stored"
+            elif isinstance(plain, StoreCorrupt):
+                self._bad[cid] = f"lies in frame {number}, which is damaged: {plain}"
+            else:
+                self._verify(key, cid, plain[offset : offset + length])
+        for number, plain in suspects.items():
+            if number not in used or not isinstance(plain, StoreCorrupt):
+                self._report("frame", None, f"frame {number} is damaged, or its chunks are miscounted")
+        return total
+
     def _check_references(self) -> None:
         counted = self._refs
+        for cid in self._bad.keys() - counted.keys():
+            self._report("chunk", None, f"chunk {cid.hex()}, which no file uses, {self._bad[cid]}")
         stored = {ChunkId(cid): REF_COUNT.unpack(value)[0] for cid, value in self._meta.scan(REFS)}
         for cid in stored.keys() | counted.keys():
             if stored.get(cid, 0) != counted[cid]:

@@ -136,13 +136,17 @@ def travels(inodes: Inodes, inode: Inode) -> bool:
 
 
 def cut(inodes: Inodes, references: References, draft: Draft[Any]) -> None:
-    """Fill *draft* with the session as it is at this instant, and pin the chunks that it names."""
-    if draft.is_full:
-        for inode in _walk(inodes, draft):
-            draft.add_node(inodes, inode)
-    else:
-        _cut_changes(inodes, draft)
-    references.pin(draft.pinned)
+    """Fill *draft* with the session as it is at this instant, and pin the chunks that it names, to be released also
+    when this raises: StoreCorrupt.
+    """
+    try:
+        if draft.is_full:
+            for inode in _walk(inodes, draft):
+                draft.add_node(inodes, inode)
+        else:
+            _cut_changes(inodes, draft)
+    finally:
+        references.pin(draft.pinned)
 
 
 def _walk(inodes: Inodes, draft: Draft[Any]) -> Iterator[Inode]:

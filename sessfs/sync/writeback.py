@@ -4,7 +4,7 @@ The order, in `_publish`, with what a crash after each step leaves:
 
 1. cut, seal          nothing in the remote; the changes are marked in `dirty`, and are published whole next time
 2. segments put       objects that nothing names; their numbers are written again, or collected
-3. outbox committed   as before; the next start asks the node's state whether step 4 happened
+3. outbox committed   as before; the next start, or publishing, asks the node's state whether step 4 happened
 4. state swapped      published: the next start finds the outbox, and adopts it
 5. outbox adopted     the places of chunks and the snapshots are known here, too
 """
@@ -58,6 +58,11 @@ class Publisher(Protocol):
 
     async def announce(self, name: bytes) -> None:
         """Make the object of a session that was never published before; fine when it is there."""
+
+    async def settle(self) -> None:
+        """Return once no write that was given up before can make segments count any more: `last_segment` is then what
+        counts. Raises Fenced, RemoteError.
+        """
 
     async def publish(self, last_segment: int, entries: Sequence[tuple[bytes, ManifestRef | None, int]]) -> None:
         """Segments up to *last_segment* count from here on, and *entries* (session, manifest or None when removed,
@@ -127,69 +132,110 @@ class Writeback(Generic[FrozenT]):
 
     async def publish(self) -> None:
         """Return once every change acknowledged before the call is in the remote. Raises RemoteError or
-        LocalStoreError; then all changes are still here and pending.
+        LocalStoreError; then all changes are still here and pending. A session of which a chunk is lost is left
+        out, and raised as StoreCorrupt once the others are published.
         """
         async with self._busy:
             await self._flush_kernel()
             await self._prepare()
-            drafts, removed = self._cut_all()
-            if not drafts and not removed:
-                return
+            await self._settle_outbox()
+            round_ = _Round[FrozenT]()
             try:
-                await self._seal(drafts)
-                await self._publish(drafts, removed)
+                self._cut_all(round_)
+                await self._seal(round_)
+                await self._publish(round_)
             except BaseException:
-                for draft in drafts:
+                for draft in round_.drafts:
                     self._changes.restore(draft.session, draft.changes)
-                for session in removed:
+                for session in round_.removed:
                     self._changes.note_whole(session)
                 raise
             finally:
                 self._in_flight = {}
-                release(self._references, drafts)
-            for draft in drafts:
+                self._give_back(round_.drafts)
+            for draft in round_.drafts:
                 self._changes.settle(draft.session)
-            for session in removed:
+            for session in round_.removed:
                 self._changes.forget(session)
+            if round_.damage is not None:
+                raise round_.damage
             self.failed = None
-            self.n_published += 1
+            self.n_published += bool(round_.drafts or round_.removed)
+
+    async def _settle_outbox(self) -> None:
+        """An upload of which it is not known whether it counts: find out, before its numbers are used again."""
+        outbox = self._places.outbox()
+        if outbox is None:
+            return
+        await self._publisher.settle()
+        if self._publisher.last_segment >= outbox.last_segment:
+            self._places.adopt(self._publisher.name, outbox)
+        else:
+            self._places.set_outbox(None)
+
+    def _give_back(self, drafts: Sequence[Draft[FrozenT]]) -> None:
+        """Nothing is frozen or pinned for the drafts any more."""
+        for draft in drafts:
+            self._freezer.thaw(draft.frozen)
+        release(self._references, drafts)
+
+    def _leave_out(self, round_: _Round[FrozenT], draft: Draft[FrozenT], exc: StoreCorrupt) -> None:
+        """The draft can't be published; the others can."""
+        if draft in round_.drafts:
+            round_.drafts.remove(draft)
+        self._give_back([draft])
+        self._in_flight.pop(draft.session, None)
+        self._changes.restore(draft.session, draft.changes)
+        who = draft.name.decode(errors="replace")
+        round_.damage = round_.damage or StoreCorrupt(f"session {who} can't be uploaded: {exc}")
 
     # -- cutting
 
-    def _cut_all(self) -> tuple[list[Draft[FrozenT]], dict[Ino, bytes]]:
+    def _cut_all(self, round_: _Round[FrozenT]) -> None:
         """A draft of every changed session, and the sessions that were published and are gone, with their names."""
-        drafts: list[Draft[FrozenT]] = []
-        removed: dict[Ino, bytes] = {}
         for session in list(self._changes.sessions):
             changes = self._changes.take(session)
             name = DOT_SESSION if session == ROOT_INO else self._inodes.find_session_name(session)
             published = self._places.published(session)
             if name is not None:
                 draft: Draft[FrozenT] = Draft(session, name, changes, published)
-                cut(self._inodes, self._references, draft)
+                try:
+                    cut(self._inodes, self._references, draft)
+                except StoreCorrupt as exc:
+                    self._leave_out(round_, draft, exc)
+                    continue
                 if draft.is_empty:
+                    release(self._references, [draft])
                     self._changes.settle(session)
                     continue
+                round_.drafts.append(draft)
                 draft.frozen = self._freezer.freeze(draft.hot)
-                drafts.append(draft)
             elif published is not None:
-                removed[session] = published.name
+                round_.removed[session] = published.name
             else:
                 self._changes.forget(session)
-        self._in_flight = {draft.session: draft for draft in drafts}
-        return drafts, removed
+        self._in_flight = {draft.session: draft for draft in round_.drafts}
 
-    async def _seal(self, drafts: list[Draft[FrozenT]]) -> None:
-        for draft in drafts:
-            draft.fill(await self._freezer.seal_frozen(draft.frozen))
+    async def _seal(self, round_: _Round[FrozenT]) -> None:
+        for draft in list(round_.drafts):
+            try:
+                draft.fill(await self._freezer.seal_frozen(draft.frozen))
+            except StoreCorrupt as exc:
+                self._leave_out(round_, draft, exc)
 
     # -- publishing
 
-    async def _publish(self, drafts: list[Draft[FrozenT]], removed: dict[Ino, bytes]) -> None:
+    async def _publish(self, round_: _Round[FrozenT]) -> None:
         self._crash_point("cut")
         upload = _Upload(self._store, self._envelope, self._publisher)
-        for draft in drafts:
-            await self._add_frames(upload, draft)
+        for draft in list(round_.drafts):
+            try:
+                await self._add_frames(upload, draft)
+            except StoreCorrupt as exc:
+                self._leave_out(round_, draft, exc)
+        drafts, removed = round_.drafts, round_.removed
+        if not drafts and not removed:
+            return
         published = [(int(draft.session), await self._add_manifest(upload, draft)) for draft in drafts]
         gone = self._gone_names(drafts, removed)
         for name in gone:
@@ -225,9 +271,7 @@ class Writeback(Generic[FrozenT]):
                 continue
             frame = self._reader.find_frame(cid)
             if frame is None:
-                raise StoreCorrupt(
-                    f"session {draft.name.decode(errors='replace')}: chunk {cid.hex()} is neither here nor uploaded"
-                )
+                raise StoreCorrupt(f"chunk {cid.hex()} is neither here nor uploaded")
             ids, record = frame
             await upload.make_room(len(record), self._clock_ns())
             fresh = [c for c in ids if self._references.is_held(c) and not self._places.has(c)]
@@ -300,6 +344,15 @@ class Writeback(Generic[FrozenT]):
         if session in self._in_flight:
             times.append(self._in_flight[session].changes.since_ns)
         return min(times, default=None)
+
+
+class _Round(Generic[FrozenT]):
+    """What one publishing is about: drafts, removed sessions with their names, and what stopped a session."""
+
+    def __init__(self) -> None:
+        self.drafts: list[Draft[FrozenT]] = []
+        self.removed: dict[Ino, bytes] = {}
+        self.damage: StoreCorrupt | None = None
 
 
 class _Upload:

@@ -147,6 +147,12 @@ class Namespace:
         if inode.nlink == 0:
             raise PosixError(errno.ENOENT)
         now = self._clock_ns()
+        path_class = min(inode.path_class, classify(name, directory.path_class))
+        if path_class != inode.path_class:
+            # One of its names travels, so the inode does, under all that it has.
+            inode.path_class = path_class
+            if self._inodes.changes is not None:
+                self._inodes.changes.note_whole(inode.session)
         inode.nlink += 1
         inode.ctime_ns = now
         self._inodes.touch(inode)

@@ -131,11 +131,18 @@ class Renames:
     def _reclassify(self, inode: Inode, directory: Inode, name: bytes) -> None:
         """A rename may change whether the entry, and what is below it, travels."""
         path_class = classify(name, directory.path_class)
+        if not stat.S_ISDIR(inode.mode) and inode.nlink > 1:
+            # Its other names may be ones that travel.
+            path_class = min(path_class, inode.path_class)
         if path_class == inode.path_class:
             return
+        # Touched under both classes: what ceases to travel is a change as well.
+        self._inodes.touch(inode)
         inode.path_class = path_class
         self._inodes.touch(inode)
         if stat.S_ISDIR(inode.mode):
             for child_name, dentry in list(self._inodes.iter_dentries(inode.ino)):
-                self._reclassify(self._inodes.get(dentry.ino), inode, child_name)
-                self._inodes.set_dentry(inode.ino, child_name, self._inodes.get(dentry.ino))
+                child = self._inodes.get(dentry.ino)
+                self._inodes.set_dentry(inode.ino, child_name, child)
+                self._reclassify(child, inode, child_name)
+                self._inodes.set_dentry(inode.ino, child_name, child)

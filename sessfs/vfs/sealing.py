@@ -6,6 +6,7 @@ without references can't be in a recipe that is about to be stored.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import subprocess
 import sys
@@ -45,7 +46,12 @@ JOB_BYTES = 64 << 20
 JOB_FILES = 256
 TICK_S = 1.0
 RETRY_S = 5.0
+PATIENCE_S = 2.0
+"""How long an unmount may wait for the seal process to end what it is at."""
 DROP_AT_ONCE = 20_000
+
+
+_Request = SealRequest | DropRequest | StoreRequest
 
 
 class SealProcessClient:
@@ -54,6 +60,10 @@ class SealProcessClient:
     def __init__(self, hello: Hello) -> None:
         self._hello = hello
         self._process: trio.Process | None = None
+        self._buffer = bytearray()
+        self._is_sent = False
+        self.lost_count = False
+        """True once the process ended in the middle of a request: it may have stored what nobody asks for."""
         self._lock = trio.Lock()
 
     async def start(self) -> None:
@@ -66,8 +76,10 @@ class SealProcessClient:
         assert self._process.stdin is not None
         await self._process.stdin.send_all(encode_message(self._hello))
 
-    async def call(self, request: SealRequest | DropRequest | StoreRequest) -> Reply:
-        """The answer to *request*. Raises LocalStoreError when the process could not do it, or ended."""
+    async def call(self, request: _Request, on_late: Callable[[Reply], None] = lambda reply: None) -> Reply:
+        """The answer to *request*. Raises LocalStoreError when the process could not do it, or ended. When cancelled,
+        the answer is waited for a little longer, and goes to *on_late*.
+        """
         async with self._lock:
             await self.start()
             process = self._process
@@ -75,20 +87,35 @@ class SealProcessClient:
             assert process.stdin is not None
             assert process.stdout is not None
             try:
+                self._buffer.clear()
+                self._is_sent = False
                 await process.stdin.send_all(encode_message(request))
+                self._is_sent = True
                 reply = decode_reply(await self._receive(process.stdout))
             except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError) as exc:
-                await self._abandon(process)
+                await self._abandon(process, request)
                 raise LocalStoreError("the seal process ended unexpectedly") from exc
             except trio.Cancelled:
-                await self._abandon(process)
+                await self._finish(process, request, on_late)
                 raise
         if reply.error:
             raise LocalStoreError(reply.error)
         return reply
 
-    async def _abandon(self, process: trio.Process) -> None:
+    async def _finish(self, process: trio.Process, request: _Request, on_late: Callable[[Reply], None]) -> None:
+        """Cancelled: let the process come to an end with what it was asked, so that it is known what it did."""
+        assert process.stdout is not None
+        if self._is_sent:
+            with trio.move_on_after(PATIENCE_S, shield=True), contextlib.suppress(trio.BrokenResourceError, EOFError):
+                reply = decode_reply(await self._receive(process.stdout))
+                if not reply.error:
+                    on_late(reply)
+                    return
+        await self._abandon(process, request)
+
+    async def _abandon(self, process: trio.Process, request: _Request) -> None:
         """Kill the process: its answer would be taken for that of the next request, which another one gets."""
+        self.lost_count |= self._is_sent and not isinstance(request, DropRequest)
         self._process = None
         process.kill()
         with trio.CancelScope(shield=True):
@@ -98,7 +125,7 @@ class SealProcessClient:
                     await stream.aclose()
 
     async def _receive(self, stream: trio.abc.ReceiveStream) -> bytes:
-        buf = bytearray()
+        buf = self._buffer
         while len(buf) < LENGTH.size or len(buf) < LENGTH.size + LENGTH.unpack_from(buf)[0]:
             got = await stream.receive_some()
             if not got:
@@ -170,8 +197,6 @@ class Sealer:
         self._busy = trio.Lock()
         self.failed: str | None = None
         """Why the last seal failed, None once one succeeds again."""
-        self.lost_count = False
-        """True once the seal process ended in the middle of a request: it may have stored what nobody asks for."""
 
     async def run(self) -> None:
         """Seal what is idle and drop what is dead, for ever; started once, in the daemon's nursery."""
@@ -222,26 +247,24 @@ class Sealer:
         empty = [inode for inode in job if inode.size == 0]
         for inode in empty:
             self._fileio.retire_hot(inode)
-            self._inodes.touch(inode)
+            self._inodes.touch(inode, noted=False)
         files = [self.describe(inode) for inode in job if inode.size]
         if not files:
             return
         for file in (await self._request(SealRequest(files))).files:
             self._place(file)
 
-    async def _request(self, request: SealRequest | DropRequest | StoreRequest) -> Reply:
+    async def _request(self, request: _Request) -> Reply:
         """The reply, its chunks visible here and noted. Raises LocalStoreError: then the process may have stored chunks
         that nobody knows of, which the next start sweeps.
         """
-        done = False
+        replies: list[Reply] = []
         try:
-            reply = await self._client.call(request)
-            done = True
+            replies.append(await self._client.call(request, replies.append))
         finally:
-            self.lost_count |= not (done or isinstance(request, DropRequest))
-        self._reader.refresh()
-        self._references.note_unused(ChunkId(cid) for cid in reply.added)
-        return reply
+            self._reader.refresh()
+            self._references.note_unused(ChunkId(cid) for reply in replies for cid in reply.added)
+        return replies[0]
 
     def freeze(self, inodes: Sequence[Inode]) -> list[FrozenFile]:
         """At a cut: keep the hot files of *inodes* as they are at this instant; hand the answer to `seal_frozen`."""
@@ -319,7 +342,7 @@ class Sealer:
         inode.cold = [(0, inode.size)]
         inode.allocated = recipe.allocated
         self._fileio.retire_hot(inode)
-        self._inodes.touch(inode)
+        self._inodes.touch(inode, noted=False)
 
     async def store_frames(self, frames: Sequence[tuple[bytes, Sequence[ChunkId]]], damaged: Sequence[ChunkId]) -> None:
         """Keep frames that were fetched: (frame record, ids of its chunks that are wanted). Chunks in *damaged* are
@@ -330,9 +353,12 @@ class Sealer:
             [bytes(cid) for cid in damaged],
         )
         async with self._busy:
-            await self._request(request)
-            # What wanted them may have gone while they were on their way.
-            self._references.note_unused(cid for _, ids in frames for cid in ids if not self._references.is_held(cid))
+            try:
+                await self._request(request)
+            finally:
+                # What wanted them may have gone while they were on their way.
+                gone = [cid for _, ids in frames for cid in ids if not self._references.is_held(cid)]
+                self._references.note_unused(gone)
 
     async def evict(self, ids: Sequence[ChunkId]) -> None:
         """Remove chunks that recipes name and the remote has. Raises LocalStoreError."""

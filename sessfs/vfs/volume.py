@@ -171,6 +171,9 @@ class Volume:
         await self.commit_all()
         with trio.move_on_after(CLOSE_DROP_S):
             await self.sealer.drop_dead()
+        if self.committer.is_dirty:
+            # Places in the remote of what was dropped are forgotten.
+            await self.committer.commit()
 
     async def release(self) -> None:
         """After `close`, and after `run` ended: stop the seal process and close all files."""
@@ -178,6 +181,6 @@ class Volume:
         self.reader.close()
         self.meta.close()
         self.hot.close()
-        if not (self.committer.is_dirty or self.references.has_unused or self.sealer.lost_count):
+        if not (self.committer.is_dirty or self.references.has_unused or self._client.lost_count):
             self.state.mark_clean()
         self.state.close()
