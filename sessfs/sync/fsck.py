@@ -31,12 +31,14 @@ from sessfs.local.chunkstore import (
 )
 from sessfs.local.db import Database
 from sessfs.local.inodes import (
+    COUNTER,
     DENTRIES,
     DENTRY,
     INO,
     INODES,
     META_MAP_BYTES,
     META_TABLES,
+    NEXT_NUMBER,
     ORPHANS,
     RECIPES,
     REFS,
@@ -90,7 +92,7 @@ def check_state(state_dir: Path, progress: Progress | None = None) -> Report:
     pid = lock_holder(state_dir)
     if pid is not None:
         raise StateInUse(f"{state_dir} is mounted by process {pid}: unmount it first (sessfs umount)")
-    if not _has_database(state_dir):
+    if _is_unused(state_dir):
         return Report(
             [], {}, ["the state was never used: its first mount did not come far; the next one begins afresh"]
         )
@@ -105,11 +107,19 @@ def check_state(state_dir: Path, progress: Progress | None = None) -> Report:
         meta.close()
 
 
-def _has_database(state_dir: Path) -> bool:
-    """False when the daemon was killed before it had made all that a state consists of: then it holds nothing yet."""
-    if (state_dir / "chunks" / "data.mdb").exists():
-        return True
-    return read_hash_key(state_dir) is not None and any((state_dir / "hot").glob("*"))
+def _is_unused(state_dir: Path) -> bool:
+    """True when the daemon was killed before its first commit: the state holds nothing yet, not even all its tables."""
+    if (state_dir / CLEAN_MARK).exists() or not (state_dir / "meta" / "data.mdb").exists():
+        return not (state_dir / CLEAN_MARK).exists() and not (state_dir / "chunks").exists()
+    try:
+        meta = Database(state_dir / "meta", META_TABLES, META_MAP_BYTES, readonly=True)
+    except StoreCorrupt:
+        # A table is missing: they are all made before anything is put into them.
+        return not (state_dir / "chunks").exists()
+    try:
+        return all(table == SUPER or next(meta.scan(table), None) is None for table in META_TABLES)
+    finally:
+        meta.close()
 
 
 class _Check:
@@ -177,13 +187,13 @@ class _Check:
                 self._inodes[ino] = decode_inode(ino, record)
             except StoreCorrupt as exc:
                 self._report("inode", ino, str(exc))
-        if ROOT_INO not in self._inodes and not self._is_unused():
+        if ROOT_INO not in self._inodes:
             self._report("inode", None, "the root directory is missing")
-
-    def _is_unused(self) -> bool:
-        """True when nothing was ever committed."""
-        tables = (table for table in META_TABLES if table != SUPER)
-        return not self._clean and all(next(self._meta.scan(table), None) is None for table in tables)
+        reserved = self._meta.get(SUPER, NEXT_NUMBER)
+        following = COUNTER.unpack(reserved)[0] if reserved else 0
+        last = max((max(ino, inode.hot_no) for ino, inode in self._inodes.items()), default=0)
+        if last >= following and last > ROOT_INO:
+            self._report("counter", None, f"the next number to be given is {following}, but {last} was given already")
 
     def _check_dentries(self) -> None:
         for key, value in self._meta.scan(DENTRIES):
