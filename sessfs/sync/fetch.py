@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -17,15 +18,16 @@ from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteMissing, StoreCo
 from sessfs.format.chunk import FrameCodec, verify_chunk
 from sessfs.format.segment import open_frame, segment_key
 from sessfs.local.chunkstore import decode_frame_record
+from sessfs.local.places import RemotePlace
 from sessfs.remote.parallel import for_each, over
 from sessfs.types import ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sessfs.format.envelope import Envelope
     from sessfs.local.chunkstore import ChunkReader, References
-    from sessfs.local.places import Places, RemotePlace
+    from sessfs.local.places import Places
     from sessfs.remote.objectstore import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,9 @@ GAP_BYTES = 128 * 1024
 READ_MAX_BYTES = 4 << 20
 PARALLEL_READS = 8
 MEMORY_BYTES = 24 << 20
-STORE_QUEUE = 64
+STORE_QUEUE = 32
+"""Frames of half a MiB at most that wait for the local store."""
+STORE_BATCH_BYTES = 4 << 20
 START_S = 30.0
 """The first reads of a session, for this long, are what its next start elsewhere prefetches."""
 QUIET_S = 300.0
@@ -68,6 +72,9 @@ class _Read(NamedTuple):
     start: int
     end: int
     frames: list[tuple[int, int]]
+
+
+_Expected = Mapping[RemotePlace, Collection[ChunkId]]
 
 
 def plan_reads(places: Iterable[RemotePlace]) -> list[_Read]:
@@ -112,6 +119,7 @@ class RemoteChunks:
         self._memory: OrderedDict[ChunkId, bytes] = OrderedDict()
         self._memory_bytes = 0
         self._damaged: set[ChunkId] = set()
+        self._is_storing = False
         self._flights: dict[tuple[str, int, int], trio.Event] = {}
         self._reads = trio.CapacityLimiter(PARALLEL_READS)
         self._queue_send, self._queue_receive = trio.open_memory_channel[tuple[bytes, list[ChunkId]]](STORE_QUEUE)
@@ -122,6 +130,16 @@ class RemoteChunks:
     def is_here(self, cid: ChunkId) -> bool:
         """See ChunkSource. A damaged chunk is not here."""
         return cid in self._memory or (cid not in self._damaged and self._reader.has(cid))
+
+    @property
+    def has_damaged(self) -> bool:
+        """True while chunks that were found damaged are not replaced yet."""
+        return bool(self._damaged)
+
+    @property
+    def is_storing(self) -> bool:
+        """True while fetched chunks are on their way to the local store."""
+        return self._is_storing or self._queue_send.statistics().current_buffer_used > 0
 
     def note_read(self, session: Ino, cid: ChunkId) -> None:
         """See ChunkSource: how a session's start is learned, and the chunks it needs first with it."""
@@ -168,15 +186,15 @@ class RemoteChunks:
 
     async def fetch(self, ids: Collection[ChunkId]) -> None:
         """See ChunkSource: raises RemoteError when the remote can't be asked, StoreCorrupt when it has them not."""
-        places = []
+        wanted: dict[RemotePlace, list[ChunkId]] = {}
         for cid in ids:
             place = self._places.find(cid)
             if place is None:
                 raise StoreCorrupt(f"chunk {cid.hex()} is named by a recipe, and neither here nor in the remote")
-            places.append(place)
-        await for_each(over(plan_reads(places)), self._read, PARALLEL_READS)
+            wanted.setdefault(place, []).append(cid)
+        await for_each(over(plan_reads(wanted)), lambda read: self._read(read, wanted), PARALLEL_READS)
 
-    async def _read(self, read: _Read) -> None:
+    async def _read(self, read: _Read, expected: _Expected) -> None:
         wanted = [f for f in read.frames if (read.node, read.segment, f[0]) not in self._flights]
         others = [self._flights[read.node, read.segment, f[0]] for f in read.frames if f not in wanted]
         if wanted:
@@ -184,7 +202,7 @@ class RemoteChunks:
             for offset, _ in wanted:
                 self._flights[read.node, read.segment, offset] = done
             try:
-                await self._read_frames(read, wanted)
+                await self._read_frames(read, wanted, expected)
             finally:
                 for offset, _ in wanted:
                     del self._flights[read.node, read.segment, offset]
@@ -192,7 +210,7 @@ class RemoteChunks:
         for event in others:
             await event.wait()
 
-    async def _read_frames(self, read: _Read, frames: list[tuple[int, int]]) -> None:
+    async def _read_frames(self, read: _Read, frames: list[tuple[int, int]], expected: _Expected) -> None:
         start = frames[0][0]
         end = max(offset + length for offset, length in frames)
         key = segment_key(read.node, read.segment)
@@ -201,14 +219,26 @@ class RemoteChunks:
                 blob = await self._store.get(key, start, end - start)
         except RemoteMissing as exc:
             raise StoreCorrupt(f"{key} is not in the remote, but a snapshot names it: {exc}") from exc
+        damage: RemoteCorrupt | None = None
         for offset, length in frames:
             sealed = blob.body[offset - start : offset - start + length]
-            self._take_frame(open_frame(sealed, read.node, read.segment, offset, self._envelope), key)
+            ids = expected.get(RemotePlace(read.node, read.segment, offset, length), ())
+            try:
+                self._take_frame(open_frame(sealed, read.node, read.segment, offset, self._envelope), key, ids)
+            except RemoteCorrupt as exc:
+                damage = damage or exc
             await trio.lowlevel.checkpoint()
+        if damage is not None:
+            raise damage
 
-    def _take_frame(self, record: bytes, key: str) -> None:
-        entries, payload = decode_frame_record(record)
-        plain = memoryview(self._codec.decode(payload))
+    def _take_frame(self, record: bytes, key: str, expected: Collection[ChunkId]) -> None:
+        try:
+            entries, payload = decode_frame_record(record)
+            plain = memoryview(self._codec.decode(payload))
+        except StoreCorrupt as exc:
+            raise RemoteCorrupt(f"{key}: {exc}") from exc
+        for cid in set(expected).difference(cid for cid, _ in entries):
+            raise RemoteCorrupt(f"{key}: chunk {cid.hex()} is not in the frame that it is said to be in")
         kept: list[ChunkId] = []
         offset = 0
         for cid, length in entries:
@@ -237,19 +267,23 @@ class RemoteChunks:
     async def run(self, keeper: FrameKeeper) -> None:
         """Hand fetched frames to the local store, for ever; started once, in the daemon's nursery."""
         async for item in self._queue_receive:
-            frames = [item]
-            while len(frames) < STORE_QUEUE:
+            frames, size = [item], len(item[0])
+            while size < STORE_BATCH_BYTES:
                 try:
                     frames.append(self._queue_receive.receive_nowait())
                 except trio.WouldBlock:
                     break
+                size += len(frames[-1][0])
             ids = {cid for _, kept in frames for cid in kept}
+            self._is_storing = True
             damaged = sorted(ids & self._damaged)
             try:
                 await keeper.store_frames(frames, damaged)
             except LocalStoreError as exc:
                 log.warning("fetched chunks could not be kept: %s", exc)
                 continue
+            finally:
+                self._is_storing = False
             self._damaged.difference_update(damaged)
             self._stored.set()
             self._stored = trio.Event()

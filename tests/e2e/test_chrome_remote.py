@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import time
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from tests.support.machines import machine, other_network
 from tests.support.mounted import Mounted
 from tests.support.remotes import CREDENTIALS, forget, new_bucket, wait_published
 from tests.support.s3servers import free_port, rclone_command, running
+from tests.support.snapshots import SnapshotReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +31,8 @@ FILL = ("pair", "worker", "caches", f"add={MESSAGES}", "local=50")
 IN_USE = "appears to be in use"
 INTERVAL_S = 10.0
 APPEND_MAX_BYTES = 200_000
+SNAPSHOTS = int(os.environ.get("SESSFS_TEST_SNAPSHOTS", "3"))
+"""How many snapshots of a Chromium at work another Chromium is to open."""
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +117,37 @@ def test_appends_to_indexeddb_upload_little(bucket: Bucket, page: Page) -> None:
     print(f"bytes by interval: {sizes}")
     assert len(sizes) >= 4
     assert max(sizes) < APPEND_MAX_BYTES
+
+
+def test_chromium_opens_every_snapshot_of_itself_at_work(tmp_path: Path, page: Page) -> None:
+    """LevelDB under IndexedDB, local storage and all else, cut while it is being written to."""
+    remote = tmp_path / "remote"
+    remote.mkdir()
+    with Mounted(options=["--remote", f"file://{remote}", "--interval", "1s"]) as mounted:
+        user = user_on(mounted)
+        run_life(page, user, "qr", FILL)
+        wait_published(mounted)
+        before = mounted.control("status", {})["remote"]["published_snapshots"]
+        with Life(page, user, "ready", ["write"]) as life:
+            life.wait_written(10)
+            wait_snapshots(mounted, SNAPSHOTS + 1)
+            life.kill_chromium()
+        assert mounted.control("status", {})["remote"]["published_snapshots"] > before + SNAPSHOTS
+        mounted.umount()
+    reader = SnapshotReader(remote)
+    judged = reader.snapshots("user1")[-SNAPSHOTS:]
+    entries = []
+    for snapshot in judged:
+        target = tmp_path / f"restored-{snapshot.sequence}"
+        reader.restore(snapshot, target)
+        found = run_life(page, User("user1", user.seed, target), "ready", ["verify"])
+        assert (found.n_qr, found.verified.errors, found.verified.messages) == (0, (), MESSAGES)
+        entries.append(found.verified.journal)
+        shutil.rmtree(target)
+    print(f"{len(judged)} snapshots, journal entries {entries}")
+    assert len(judged) == SNAPSHOTS
+    assert entries == sorted(entries)
+    assert entries[-1] > 10
 
 
 def test_the_remote_is_away_for_a_whole_life(tmp_path: Path, aws_environment: object, page: Page) -> None:

@@ -49,6 +49,8 @@ class Watch:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self.peak_bytes = 0
+        self.parts: tuple[int, ...] = ()
+        """The peak by process, the daemon first."""
         self.peak_rss_bytes = 0
 
     def __enter__(self) -> Watch:
@@ -62,7 +64,9 @@ class Watch:
     def _run(self) -> None:
         while not self._over.wait(0.05):
             pids = [each.pid for each in self._mounted.processes()]
-            self.peak_bytes = max(self.peak_bytes, sum(memory_bytes(pid) for pid in pids))
+            each = tuple(memory_bytes(pid) for pid in pids)
+            if sum(each) > self.peak_bytes:
+                self.peak_bytes, self.parts = sum(each), each
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                 self.peak_rss_bytes = max(self.peak_rss_bytes, sum(rss_bytes(pid) for pid in pids))
 
@@ -99,7 +103,8 @@ def test_memory_while_much_is_uploaded_and_restored(plain_bucket: Bucket) -> Non
         assert {name: hash_of(second.path / "s" / name) for name in hashes} == hashes
     print(
         f"{UPLOAD_MB} MB: uploading {upload.peak_bytes / 1e6:.0f} MB (RSS {upload.peak_rss_bytes / 1e6:.0f}), "
-        f"restoring {restore.peak_bytes / 1e6:.0f} MB (RSS {restore.peak_rss_bytes / 1e6:.0f})"
+        f"restoring {restore.peak_bytes / 1e6:.0f} MB (RSS {restore.peak_rss_bytes / 1e6:.0f}); "
+        f"{upload.parts}, {restore.parts}"
     )
     assert upload.peak_bytes < MEMORY_MAX_BYTES
     assert restore.peak_bytes < MEMORY_MAX_BYTES
