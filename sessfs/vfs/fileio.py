@@ -11,7 +11,7 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Protocol
 
-from sessfs.errors import SessfsError, StoreCorrupt, StoreFull
+from sessfs.errors import RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
 from sessfs.vfs.ranges import split, subtract, total
 from sessfs.vfs.retirement import Retirement
 
@@ -88,7 +88,14 @@ class FileIO:
             missing = self._gather(inode, offset, end, parts)
             if not missing:
                 return parts[0] if len(parts) == 1 else b"".join(parts)
-            await self._chunks.fetch([*missing, *self._ahead(inode, end)])
+            ahead = self._ahead(inode, end)
+            try:
+                await self._chunks.fetch([*missing, *ahead])
+            except (StoreCorrupt, RemoteCorrupt):
+                if not ahead:
+                    raise
+                # It may be what was not asked for that is damaged.
+                await self._chunks.fetch(missing)
 
     def _read_hot(self, inode: Inode, start: int, end: int) -> bytes:
         if not inode.hot_no:

@@ -1,0 +1,65 @@
+"""Eviction: what the remote has makes room, nothing else; and it comes back when it is read."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import trio
+
+from sessfs.sync.evict import evict_when_full
+from tests.support.memorystore import MemoryStore
+from tests.support.volumes import assert_clean, open_machine, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1 << 20
+
+
+async def test_evict_only_what_was_uploaded_and_read_it_again(tmp_path: Path) -> None:
+    store = MemoryStore()
+    bodies = {b"s/%d" % i: random.Random(i).randbytes(MIB) for i in range(6)}
+    async with open_machine(tmp_path / "a", store) as machine:
+        volume = machine.volume
+        machine.mkdir(b"s")
+        for path, body in list(bodies.items())[:4]:
+            await machine.write(path, body)
+            await machine.seal()
+        await machine.publish()
+        for path, body in list(bodies.items())[4:]:
+            await machine.write(path, body)
+            await machine.seal()
+        await machine.read(b"s/0")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                evict_when_full, volume.reader, volume.places, volume.sealer, volume.space.used_bytes, 5 * MIB
+            )
+            await wait_until(lambda: volume.space.used_bytes() <= 4.1 * MIB)
+            nursery.cancel_scope.cancel()
+        for path in (b"s/0", b"s/4", b"s/5"):
+            assert all(volume.reader.has(cid) for cid in volume.inodes.load_recipe(machine.get(path)).iter_chunks())
+        assert not any(volume.reader.has(cid) for cid in volume.inodes.load_recipe(machine.get(b"s/1")).iter_chunks())
+        assert await machine.contents() == bodies
+        await machine.write(b"s/1", b"over what was evicted", 500_000)
+        bodies[b"s/1"] = bodies[b"s/1"][:500_000] + b"over what was evicted" + bodies[b"s/1"][500_021:]
+        await machine.seal()
+        assert await machine.contents() == bodies
+    assert_clean(tmp_path / "a")
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load_all()
+        assert await machine.contents() == bodies
+
+
+async def test_evict_nothing_uploaded_leaves_everything(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store) as machine:
+        volume = machine.volume
+        machine.mkdir(b"s")
+        await machine.write(b"s/f", random.Random(1).randbytes(2 * MIB))
+        await machine.seal()
+        used = volume.space.used_bytes()
+        with trio.move_on_after(1.3):
+            await evict_when_full(volume.reader, volume.places, volume.sealer, volume.space.used_bytes, MIB)
+        assert volume.space.used_bytes() == used
+    assert_clean(tmp_path / "a")

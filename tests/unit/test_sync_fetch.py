@@ -1,0 +1,244 @@
+"""Chunks from the remote: merged reads, one flight a frame, damage healed, and errors for the range that has them."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sessfs.errors import RemoteCorrupt, RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt
+from sessfs.local.chunkstore import CHUNK_TABLES, FRAMES
+from sessfs.local.db import Database
+from sessfs.local.places import RemotePlace
+from sessfs.sync import fetch
+from sessfs.sync.fetch import GAP_BYTES, READ_MAX_BYTES, plan_reads
+from tests.support.faultystore import FaultyStore, bucket_gone, timeout
+from tests.support.memorystore import MemoryStore
+from tests.support.volumes import assert_clean, open_machine, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.support.volumes import Machine
+
+BODY = random.Random(5).randbytes(3_000_000)
+SEGMENT = "nodes/a/segments/0000000000000001"
+
+
+async def publish(path: Path, content: bytes = BODY) -> MemoryStore:
+    """A bucket with one session `s`, of one file `f` and a small one."""
+    store = MemoryStore()
+    async with open_machine(path / "a", store) as machine:
+        machine.mkdir(b"s")
+        await machine.write(b"s/f", content)
+        await machine.write(b"s/small", b"small")
+    return store
+
+
+def damage_remote(store: MemoryStore, machine: Machine, chunk_index: int) -> tuple[int, int]:
+    """Flip a byte of the frame that holds that chunk of `s/f`; the range of the file that the frame holds."""
+    extents = list(machine.volume.inodes.load_recipe(machine.get(b"s/f")))
+    place = machine.volume.places.find(extents[chunk_index].chunk)
+    assert place is not None
+    body = bytearray(store.objects[SEGMENT])
+    body[place.offset + place.length // 2] ^= 1
+    store.objects[SEGMENT] = bytes(body)
+    hurt = [e for e in extents if machine.volume.places.find(e.chunk) == place]
+    return hurt[0].start, hurt[-1].end
+
+
+async def test_fetch_brings_a_file_in_few_reads_and_keeps_it(tmp_path: Path) -> None:
+    store = FaultyStore(await publish(tmp_path))
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        before = store.count("get")
+        assert await machine.read(b"s/f") == BODY
+        assert store.count("get") - before <= 3
+        await wait_until(lambda: machine.volume.reader.totals().plain_bytes >= len(BODY))
+        before = store.count("get")
+        assert await machine.read(b"s/f") == BODY
+        assert store.count("get") == before
+    assert_clean(tmp_path / "b")
+
+
+async def test_fetch_same_chunk_for_many_readers_is_one_request(tmp_path: Path) -> None:
+    store = FaultyStore(await publish(tmp_path))
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        before = store.count("get")
+        inode = machine.get(b"s/f")
+        async with trio.open_nursery() as nursery:
+            for i in range(20):
+                nursery.start_soon(machine.volume.fileio.read, inode, i * 1000, 1000)
+        assert store.count("get") - before == 1
+
+
+async def test_fetch_damaged_chunk_is_healed_from_the_remote(tmp_path: Path) -> None:
+    store = await publish(tmp_path)
+    db = Database(tmp_path / "a" / "chunks", CHUNK_TABLES, 1 << 28)
+    for key, record in list(db.scan(FRAMES)):
+        damaged = bytearray(record)
+        damaged[len(record) // 2] ^= 1
+        db.put(FRAMES, key, bytes(damaged))
+    batch = db.cut()
+    assert db.write_batch(batch)
+    db.settle(batch, durable=True)
+    db.close()
+    async with open_machine(tmp_path / "a", store) as machine:
+        assert await machine.read(b"s/f") == BODY
+        await wait_until(lambda: not machine.chunks.has_damaged)
+    assert_clean(tmp_path / "a")
+    async with open_machine(tmp_path / "a", FaultyStore(store)) as machine:
+        assert await machine.read(b"s/f") == BODY
+
+
+async def test_fetch_damage_in_the_remote_is_an_error_for_its_range_alone(tmp_path: Path) -> None:
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        start, end = damage_remote(store, machine, 30)
+        inode = machine.get(b"s/f")
+        with pytest.raises(RemoteCorrupt, match=SEGMENT):
+            await machine.volume.fileio.read(inode, start + 10, 10)
+        assert await machine.volume.fileio.read(inode, end, 5000) == BODY[end : end + 5000]
+        assert await machine.volume.fileio.read(inode, start - 5000, 5000) == BODY[start - 5000 : start]
+        assert await machine.read(b"s/small") == b"small"
+
+
+async def test_fetch_missing_segment_is_corruption_not_emptiness(tmp_path: Path) -> None:
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        body = store.objects.pop(SEGMENT)
+        with pytest.raises(StoreCorrupt, match=SEGMENT):
+            await machine.read(b"s/f")
+        store.objects[SEGMENT] = body[: len(body) // 2]
+        with pytest.raises(RemoteError):
+            await machine.read(b"s/f")
+        store.objects[SEGMENT] = body
+        assert await machine.read(b"s/f") == BODY
+
+
+async def test_fetch_frame_without_the_chunk_is_corruption_not_a_loop(tmp_path: Path) -> None:
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b", release=False) as machine:
+        await machine.load(b"s")
+        chunks = [e.chunk for e in machine.volume.inodes.load_recipe(machine.get(b"s/f"))]
+        wrong = machine.volume.places.find(chunks[-1])
+        assert wrong is not None
+        assert wrong != machine.volume.places.find(chunks[0])
+        machine.volume.places.set(*wrong, [chunks[0]])
+        with trio.fail_after(5), pytest.raises(RemoteCorrupt, match=chunks[0].hex()):
+            await machine.volume.fileio.read(machine.get(b"s/f"), 0, 100)
+
+
+@pytest.mark.parametrize("fault", [timeout(), timeout(after=True), bucket_gone()])
+async def test_fetch_failing_remote_is_an_error_and_works_again(tmp_path: Path, fault: object) -> None:
+    store = FaultyStore(await publish(tmp_path))
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        store.always(fault, "get")  # type: ignore[arg-type]
+        with pytest.raises(RemoteError):
+            await machine.read(b"s/f")
+        with pytest.raises(RemoteError):
+            await machine.write(b"s/f", b"into an extent that is not here", 100)
+        with pytest.raises(RemoteError):
+            await machine.chunks.prefetch([e.chunk for e in machine.volume.inodes.load_recipe(machine.get(b"s/f"))])
+        store.heal()
+        await machine.write(b"s/f", b"!", 100)
+        assert await machine.read(b"s/f") == BODY[:100] + b"!" + BODY[101:]
+    assert_clean(tmp_path / "b")
+
+
+async def test_fetch_failure_of_one_reader_is_not_that_of_those_who_wait_for_it(tmp_path: Path) -> None:
+    store = FaultyStore(await publish(tmp_path))
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        inode = machine.get(b"s/f")
+        store.plan("get", timeout())
+        got: list[bytes] = []
+        failed: list[SessfsError] = []
+
+        async def read() -> None:
+            try:
+                got.append(await machine.volume.fileio.read(inode, 0, 1000))
+            except RemoteUnavailable as exc:
+                failed.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(read)
+        assert got == [BODY[:1000]] * 4
+        assert len(failed) == 1
+
+
+async def test_fetch_more_than_fits_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "MEMORY_BYTES", 1 << 20)
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        parts = [
+            await machine.volume.fileio.read(machine.get(b"s/f"), at, 100_000) for at in range(0, len(BODY), 100_000)
+        ]
+        assert b"".join(parts) == BODY
+    assert_clean(tmp_path / "b")
+
+
+async def test_fetch_chunk_that_nothing_wants_any_more_is_not_kept(tmp_path: Path) -> None:
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        await machine.read(b"s/f")
+        machine.unlink(b"s/f")
+        await machine.drop_dead()
+        await wait_until(lambda: not machine.chunks.is_storing)
+        await machine.drop_dead()
+    assert_clean(tmp_path / "b")
+
+
+async def test_fetch_learns_what_a_session_reads_at_its_start(tmp_path: Path) -> None:
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        session = machine.get(b"s").ino
+        await machine.volume.fileio.read(machine.get(b"s/f"), 0, 100_000)
+        machine.clock.advance(fetch.START_S + 1)
+        await machine.volume.fileio.read(machine.get(b"s/f"), 2_000_000, 1000)
+        learned = machine.volume.places.startup(session)
+        assert 0 < len(learned) < 10 * 20
+        await machine.write(b"s/small", b"SMALL")
+    faulty = FaultyStore(store)
+    async with open_machine(tmp_path / "c", faulty, name="c") as machine:
+        await machine.load(b"s")
+        ids = machine.sessions.loaded.pop()[1]
+        assert b"".join(ids) == learned
+        await machine.chunks.prefetch(ids)
+        before = faulty.count("get")
+        assert await machine.volume.fileio.read(machine.get(b"s/f"), 0, 100_000) == BODY[:100_000]
+        assert faulty.count("get") == before
+
+
+PLACES = st.builds(
+    RemotePlace,
+    st.sampled_from(["a", "b"]),
+    st.integers(1, 3),
+    st.integers(0, 200).map(lambda n: n * 50_000),
+    st.integers(1, 50_000),
+)
+
+
+@given(places=st.lists(PLACES, max_size=40, unique_by=lambda p: p[:3]))
+def test_plan_reads_covers_everything_once(places: list[RemotePlace]) -> None:
+    reads = plan_reads([*places, *places])
+    frames = [RemotePlace(r.node, r.segment, offset, length) for r in reads for offset, length in r.frames]
+    assert sorted(frames) == sorted(places)
+    for read in reads:
+        assert read.start == read.frames[0][0]
+        assert read.end == max(offset + length for offset, length in read.frames)
+        assert len(read.frames) == 1 or read.end - read.start <= READ_MAX_BYTES
+        ends = [offset + length for offset, length in read.frames]
+        assert all(b[0] - end <= GAP_BYTES for end, b in zip(ends, read.frames[1:], strict=False))
