@@ -346,6 +346,8 @@ class Inodes:
         if parent == ROOT_INO and kind == stat.S_IFDIR:
             self._db.put(SESSION_NAMES, INO.pack(inode.ino), name)
         if self.changes is not None and inode.path_class <= self.travelling:
+            # The inode too: it may be new, and a published name must have its inode beside it.
+            self.changes.note_inode(inode.session, inode.ino)
             self.changes.note_name(inode.session, parent, name)
 
     def delete_dentry(self, parent: Ino, name: bytes, inode: Inode) -> None:
@@ -418,6 +420,10 @@ class Inodes:
     def mark_orphan(self, inode: Inode) -> None:
         """Note that the inode has no name left and goes when its last user does, or at the next mount."""
         self._db.put(ORPHANS, INO.pack(inode.ino), b"")
+
+    def unmark_orphan(self, ino: Ino) -> None:
+        """Take back the mark of an inode that is not there."""
+        self._db.delete(ORPHANS, INO.pack(ino))
 
     def iter_orphans(self) -> Iterator[Ino]:
         """Inodes marked by `mark_orphan` and not yet removed."""

@@ -106,6 +106,39 @@ def test_everything_comes_back_on_an_empty_state(remote: Bucket | Directory) -> 
         assert sorted(os.listdir(third.path)) == ["one", "two"]
 
 
+def test_small_changes_to_a_published_session_come_back(bucket: Bucket) -> None:
+    """Each of them alone, so that nothing else makes its inode known."""
+    with bucket.mounted() as first:
+        session = first.path / "s"
+        session.mkdir()
+        for name in ("removed", "moved", "grows", "mode", "linked", "replaced"):
+            (session / name).write_text(name)
+        (session / "dir").mkdir()
+        wait_published(first)
+        for step in (
+            lambda: os.mknod(session / "empty"),
+            lambda: os.mkdir(session / "new dir"),
+            lambda: os.mknod(session / "new dir" / "empty"),
+            lambda: os.symlink("empty", session / "symlink"),
+            lambda: os.mkfifo(session / "dir" / "fifo"),
+            lambda: os.unlink(session / "removed"),
+            lambda: os.rename(session / "moved", session / "dir" / "moved"),
+            lambda: os.rename(session / "dir", session / "renamed dir"),
+            lambda: os.truncate(session / "grows", 100_000),
+            lambda: os.chmod(session / "mode", 0o600),
+            lambda: os.link(session / "linked", session / "renamed dir" / "linked"),
+            lambda: os.rename(session / "empty", session / "replaced"),
+            lambda: os.setxattr(session / "mode", "user.x", b"y"),
+        ):
+            step()
+            wait_published(first)
+        before = picture(session)
+        assert first.control("status", {})["remote"]["published_snapshots"] > 12
+        forget(first)
+    with bucket.mounted("--take-over", "--stale", "1s") as second:
+        assert picture(second.path / "s") == before
+
+
 def test_file_in_the_root_is_found_by_name(bucket: Bucket) -> None:
     with bucket.mounted() as first:
         (first.path / "settings.json").write_text("{}")
