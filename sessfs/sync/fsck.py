@@ -122,8 +122,8 @@ def _is_unused(state_dir: Path) -> bool:
         meta.close()
 
 
-class _Check:
-    """One run over one state."""
+class _Findings:
+    """What one run knows of a state so far, and what it found wrong."""
 
     def __init__(self, state_dir: Path, meta: Database, chunks: Database, progress: Progress | None) -> None:
         self._state_dir = state_dir
@@ -140,19 +140,6 @@ class _Check:
         self._refs: Counter[ChunkId] = Counter()
         self._bad: dict[ChunkId, str] = {}
         """What is wrong with chunks that are stored."""
-
-    def run(self) -> Report:
-        self._load_inodes()
-        self._check_dentries()
-        self._check_inodes()
-        self._check_leftovers()
-        self._check_sessions()
-        self._check_frames()
-        self._check_recipes()
-        self._check_references()
-        self._check_hot_files()
-        notes = [] if self._clean else ["the state was not closed cleanly; the next mount recovers it"]
-        return Report(self._problems, dict(self._counts), notes)
 
     def _step(self, stage: str) -> None:
         self._counts[stage] += 1
@@ -177,6 +164,23 @@ class _Check:
     def _scan_inos(self, table: str) -> Iterator[tuple[Ino, bytes]]:
         for key, value in self._meta.scan(table):  # type: ignore[arg-type]  # table names are strings
             yield Ino(INO.unpack(key)[0]), value
+
+
+class _Check(_Findings):
+    """One run over one state."""
+
+    def run(self) -> Report:
+        self._load_inodes()
+        self._check_dentries()
+        self._check_inodes()
+        self._check_leftovers()
+        self._check_sessions()
+        self._check_frames()
+        self._check_recipes()
+        self._check_references()
+        self._check_hot_files()
+        notes = [] if self._clean else ["the state was not closed cleanly; the next mount recovers it"]
+        return Report(self._problems, dict(self._counts), notes)
 
     # -- the tree
 

@@ -12,8 +12,8 @@ import stat
 from typing import TYPE_CHECKING, Protocol
 
 from sessfs.errors import RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
-from sessfs.vfs.ranges import split, subtract, total
-from sessfs.vfs.retirement import Retirement
+from sessfs.vfs.contents import Contents
+from sessfs.vfs.ranges import split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -47,7 +47,7 @@ class ChunkSource(Protocol):
         """Bring the chunks here, so that `find` has them; raises RemoteError or StoreCorrupt when that can't be."""
 
 
-class FileIO:
+class FileIO(Contents):
     """Byte ranges of files. Called by the request loop alone; only a missing chunk makes it wait."""
 
     def __init__(
@@ -59,18 +59,10 @@ class FileIO:
         clock_ns: Callable[[], int],
         monotonic_s: Callable[[], float],
     ) -> None:
-        self._monotonic_s = monotonic_s
-        self._inodes = inodes
-        self._hot = hot
+        super().__init__(inodes, hot, references, clock_ns, monotonic_s)
         self._chunks = chunks
-        self._references = references
-        self._clock_ns = clock_ns
-        self._ordered: dict[Ino, Inode] = {}
         self.full_reason: str | None = None
         """When set, writes that need room answer ENOSPC with this text."""
-        self.hot_inodes: dict[Ino, Inode] = {}
-        """Every inode that has a hot file, in the order of its last change."""
-        self.retirement = Retirement()
 
     # -- reading
 
@@ -147,7 +139,7 @@ class FileIO:
         while missing := self._hydrate_edges(inode, offset, end):
             await self._chunks.fetch(missing)
             await self._unshare(inode)
-        self._ensure_hot(inode)
+        self.ensure_hot(inode)
         touched = self._touched(inode, offset, end)
         try:
             self._hot.pwrite(inode.ino, inode.hot_no, content, offset)
@@ -155,10 +147,10 @@ class FileIO:
             self._keep_old(inode, touched)
             raise
         if touched:
-            self._make_hot(inode, touched[0].start, touched[-1].end)
+            self.make_hot(inode, touched[0].start, touched[-1].end)
         if inode.mode & SUID_SGID and inode.user_writes:
             self.drop_privileges(inode)
-        self._changed(inode, max(end, inode.size), soft=True)
+        self.note_change(inode, max(end, inode.size), soft=True)
         return len(content)
 
     def _require_room(self) -> None:
@@ -190,7 +182,7 @@ class FileIO:
                 plain[extent.start] = chunk
         if missing or not plain:
             return missing
-        self._ensure_hot(inode)
+        self.ensure_hot(inode)
         for at, chunk in plain.items():
             self._hot.pwrite(inode.ino, inode.hot_no, chunk, at)
         return []
@@ -205,48 +197,7 @@ class FileIO:
         self._inodes.touch(inode)
         for extent in touched:
             if extent.is_hole:
-                self._make_hot(inode, extent.start, extent.end)
-
-    def _make_hot(self, inode: Inode, start: int, end: int) -> None:
-        inode.cold = subtract(inode.cold, start, end)
-        inode.version += 1
-        inode.unsynced = True
-        self.order(inode)
-        self._inodes.touch(inode)
-        if not inode.cold:
-            self._drop_recipe(inode)
-
-    def _drop_recipe(self, inode: Inode) -> None:
-        recipe = self._inodes.load_recipe(inode)
-        self._references.remove(recipe.iter_chunks())
-        self._inodes.store_recipe(inode, None)
-
-    def _ensure_hot(self, inode: Inode) -> None:
-        if not inode.hot_no:
-            number = self._inodes.allocate_number()
-            self._hot.create(inode.ino, number, inode.size)
-            inode.hot_no = number
-            self._inodes.touch(inode)
-        inode.changed_s = self._monotonic_s()
-        self.hot_inodes.pop(inode.ino, None)
-        self.hot_inodes[inode.ino] = inode
-
-    def _changed(self, inode: Inode, size: int, *, soft: bool = False) -> None:
-        now = self._clock_ns()
-        delta = size - inode.size
-        inode.size = size
-        inode.mtime_ns = inode.ctime_ns = now
-        inode.version += 1
-        inode.unsynced = True
-        self._inodes.touch(inode, soft=soft)
-        self._inodes.account(inode.session, 0, delta if inode.nlink else 0, now)
-
-    def drop_privileges(self, inode: Inode) -> None:
-        """Clear set-user-id, and set-group-id where the group may execute, as a write or truncate by a user does."""
-        inode.mode &= ~stat.S_ISUID
-        if inode.mode & stat.S_IXGRP:
-            inode.mode &= ~stat.S_ISGID
-        self._inodes.touch(inode)
+                self.make_hot(inode, extent.start, extent.end)
 
     async def truncate(self, inode: Inode, size: int) -> None:
         """Set the size: what is cut off is gone, what is added reads as zeros. Raises StoreFull for growth only."""
@@ -259,14 +210,14 @@ class FileIO:
         while missing := self._cut_cold(inode, size):
             await self._chunks.fetch(missing)
             await self._unshare(inode)
-        self._ensure_hot(inode)
+        self.ensure_hot(inode)
         self._hot.truncate(inode.ino, inode.hot_no, size)
-        self._changed(inode, size)
+        self.note_change(inode, size)
 
     def _clear(self, inode: Inode) -> None:
         self.discard(inode)
         inode.cold = []
-        self._changed(inode, 0)
+        self.note_change(inode, 0)
 
     def _cut_cold(self, inode: Inode, size: int) -> list[ChunkId]:
         """Take the extents at and after *size* out of the cold ranges; the one that *size* divides becomes hot."""
@@ -279,50 +230,8 @@ class FileIO:
                     return missing
                 start = extent.start
         if inode.cold and inode.cold[-1][1] > size:
-            self._make_hot(inode, start, inode.cold[-1][1])
+            self.make_hot(inode, start, inode.cold[-1][1])
         return []
-
-    # -- giving up content
-
-    def discard(self, inode: Inode) -> None:
-        """Give up all content: references go with the next batch, the hot file once that batch is durable."""
-        if inode.cold:
-            self._drop_recipe(inode)
-            inode.cold = []
-        if inode.hot_no:
-            self.retire_hot(inode)
-
-    def retire_hot(self, inode: Inode) -> None:
-        """The inode no longer needs its hot file; the file goes when the next batch is durable."""
-        self.retirement.retire(inode.ino, inode.hot_no)
-        inode.hot_no = 0
-        inode.unsynced = inode.ordered = False
-        self._ordered.pop(inode.ino, None)
-        self.hot_inodes.pop(inode.ino, None)
-
-    # -- durability
-
-    def order(self, inode: Inode) -> None:
-        """The next commit flushes the inode's hot file first."""
-        if inode.unsynced and inode.hot_no:
-            inode.ordered = True
-            self._ordered[inode.ino] = inode
-
-    def take_ordered(self) -> list[Inode]:
-        """At a cut: the inodes whose hot files must be flushed before the batch; they count as flushed from here on,
-        so a commit that fails must `restore_ordered` them.
-        """
-        ordered = [inode for inode in self._ordered.values() if inode.hot_no]
-        self._ordered.clear()
-        for inode in ordered:
-            inode.ordered = inode.unsynced = False
-        return ordered
-
-    def restore_ordered(self, inodes: list[Inode]) -> None:
-        """Their flush did not happen."""
-        for inode in inodes:
-            inode.unsynced = True
-            self.order(inode)
 
     # -- snapshots
 
@@ -345,44 +254,3 @@ class FileIO:
             inode.unsynced = True
             self.order(inode)
             self._inodes.touch(inode)
-
-    # -- at start
-
-    def adopt(self, inode: Inode) -> None:
-        """An inode whose hot file was there when the volume was opened: counts as just changed."""
-        inode.changed_s = self._monotonic_s()
-        inode.unsynced = True
-        self.hot_inodes[inode.ino] = inode
-
-    def take_length(self, inode: Inode, length: int) -> None:
-        """The hot file, after a crash, has *length* bytes, and so has the file. Sealed content that reaches beyond is
-        given up; the extent that the end divides was brought into the hot file before that was cut.
-        """
-        if inode.nlink:
-            self._inodes.account(inode.session, 0, length - inode.size, inode.mtime_ns)
-        inode.size = length
-        if inode.cold and inode.cold[-1][1] > length:
-            whole = [extent.end for extent in self._inodes.load_recipe(inode) if extent.end <= length]
-            inode.cold = subtract(inode.cold, whole[-1] if whole else 0, inode.cold[-1][1])
-            if not inode.cold:
-                self._drop_recipe(inode)
-        self._inodes.touch(inode)
-
-    def adopt_hot_files(self) -> None:
-        """Adopt every hot file of a state that was closed cleanly."""
-        for ino, number, _ in self._hot.iter_files():
-            inode = self._inodes.find(ino)
-            if inode is not None and inode.hot_no == number:
-                self.adopt(inode)
-
-    # -- measures
-
-    def allocated_bytes(self, inode: Inode) -> int:
-        """Bytes of content that are not holes, as `du` counts them (a hot file by what it takes on its disk)."""
-        if not inode.hot_no:
-            return inode.allocated
-        return self._hot.allocated_bytes(inode.ino, inode.hot_no) + total(inode.cold)
-
-    def hot_bytes(self) -> int:
-        """Bytes of disk that all hot files take."""
-        return sum(self._hot.allocated_bytes(i.ino, i.hot_no) for i in self.hot_inodes.values())

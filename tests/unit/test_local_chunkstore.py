@@ -26,7 +26,7 @@ from sessfs.local.inodes import META_TABLES
 from sessfs.types import ChunkId, FrameNo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 KEY = bytes(range(32))
@@ -204,14 +204,19 @@ def damage(store: Store, frame: FrameNo, at: int) -> None:
     store.db.put(FRAMES, FRAME_KEY.pack(frame), bytes(record))
 
 
+def read_all(reader: ChunkReader, numbers: Iterable[int]) -> None:
+    """Read each of these chunks."""
+    for number in numbers:
+        reader.find(cid(number))
+
+
 def test_chunkreader_finds_damage_and_reads_the_rest(store: Store) -> None:
     store.add(*range(PER_FRAME))
     store.add(100)
     damage(store, store.frames()[0], 40 * PER_FRAME)
     reader = ChunkReader(store.db, KEY)
     with pytest.raises(StoreCorrupt):
-        for number in range(PER_FRAME):
-            reader.find(cid(number))
+        read_all(reader, range(PER_FRAME))
     assert reader.find(cid(100)) == chunk(100)
 
 
@@ -372,3 +377,28 @@ def test_references_failed_batch_keeps_waiting(refs: tuple[References, Database]
     assert not references.has_dead
     settle(references)
     assert references.take_dead() == [A]
+
+
+def test_chunkreader_gives_only_sound_chunks_away(store: Store) -> None:
+    """What is uploaded is verified as who downloads it will: by the frame's own list."""
+    store.add(*range(PER_FRAME))
+    frame = store.frames()[0]
+    good = store.db.get(FRAMES, FRAME_KEY.pack(frame))
+    assert good is not None
+    found = ChunkReader(store.db, KEY).find_frame(cid(1))
+    assert found == ([cid(number) for number in range(PER_FRAME)], good)
+    damage(store, frame, len(good) - 5)
+    reader = ChunkReader(store.db, KEY)
+    last = cid(PER_FRAME - 1)
+    found = reader.find_frame(cid(1))
+    assert found is not None
+    assert last not in found[0]
+    assert len(found[0]) == PER_FRAME - 1
+    with pytest.raises(StoreCorrupt):
+        reader.find_frame(last)
+    store.db.put(FRAMES, FRAME_KEY.pack(frame), good)
+    damage(store, frame, 2 + 24 + 20)
+    found = ChunkReader(store.db, KEY).find_frame(cid(3))
+    assert found is not None
+    assert found[0] == [cid(3)]
+    assert decode_frame_record(found[1])[0] == [(cid(3), CHUNK_BYTES)]
