@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from sessfs.errors import StoreCorrupt
-from sessfs.format.chunk import FrameCodec, verify_chunk
+from sessfs.format.chunk import FrameCodec, chunk_id, verify_chunk
 from sessfs.local.db import Database, TableName
 from sessfs.local.inodes import REFS
 from sessfs.types import CHUNK_ID_BYTES, ChunkId, FrameNo
@@ -122,14 +122,36 @@ class ChunkReader:
         return self._db.get(INDEX, cid) is not None
 
     def find_frame(self, cid: ChunkId) -> tuple[list[ChunkId], bytes] | None:
-        """The ids of all chunks in the frame that holds the chunk, and the frame's record; None when it is not here."""
+        """The record of the frame that holds the chunk, and the ids of the chunks in it, all verified as whoever gets
+        the record will; None when the chunk is not here. Raises StoreCorrupt when it is not sound.
+        """
         place = find_place(self._db, cid)
         if place is None:
             return None
         record = self._db.get(FRAMES, FRAME_KEY.pack(place.frame))
         if record is None:
             raise StoreCorrupt(f"frame {place.frame} is indexed but not stored")
-        return [entry_id for entry_id, _ in decode_frame_record(record)[0]], record
+        sound = self._sound_chunks(record)
+        if cid not in sound:
+            # The frame's list of chunks may be what is damaged: then the index still finds the chunk itself.
+            chunk = self.find(cid)
+            assert chunk is not None
+            return [cid], encode_frame_record([(cid, len(chunk))], self._codec.encode([chunk]))
+        return sound, record
+
+    def _sound_chunks(self, record: bytes) -> list[ChunkId]:
+        sound: dict[ChunkId, None] = {}
+        try:
+            entries, payload = decode_frame_record(record)
+            plain = memoryview(self._codec.decode(payload))
+        except StoreCorrupt:
+            return []
+        offset = 0
+        for cid, length in entries:
+            if chunk_id(self._key, plain[offset : offset + length]) == cid:
+                sound[cid] = None
+            offset += length
+        return list(sound)
 
     def _load(self, frame: FrameNo) -> bytes:
         record = self._db.get(FRAMES, FRAME_KEY.pack(frame))

@@ -50,7 +50,8 @@ async def evict_when_full(
         except LocalStoreError as exc:
             log.warning("eviction failed, will be tried again: %s", exc)
             continue
-        log.info("evicted %d bytes of %d", freed, used)
+        if freed:
+            log.info("evicted %d bytes of %d", freed, used)
 
 
 async def _evict(reader: ChunkReader, places: Places, evicter: ChunkEvicter, wanted_bytes: int) -> int:

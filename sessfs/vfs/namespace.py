@@ -285,4 +285,6 @@ class Namespace:
             inode = self._inodes.find(ino)
             if inode is not None:
                 self.reclaim(inode)
+            else:
+                self._inodes.unmark_orphan(ino)
         return len(orphans)

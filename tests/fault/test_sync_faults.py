@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.support.volumes import Attributes, Machine
 
 BODY = random.Random(1).randbytes(300_000)
-TRIES = 20
+TRIES = 300
 
 
 async def until_done(act: Callable[[], Awaitable[object]]) -> int:
