@@ -133,7 +133,8 @@ class RemoteSide:
     def _opened(self, node: Node) -> None:
         outbox = self._volume.places.outbox()
         if outbox is not None:
-            if node.untouched and node.last_segment >= outbox.last_segment:
+            # Also when another node came after: then it took over what this one's state names.
+            if node.last_segment >= outbox.last_segment:
                 self._volume.places.adopt(self._gate.name, outbox)
             else:
                 self._volume.places.set_outbox(None)

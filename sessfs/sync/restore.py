@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 DOT_SESSION = b"."
 UNSENT_SUFFIX = b".unsent"
+UNSENT_MAX_BYTES = 235
 
 
 class Catalogue(Protocol):
@@ -100,6 +101,10 @@ class SessionDirectory:
     def distrust(self) -> None:
         """Another node has held the prefix since this state was written: compare each session at its next look-up."""
         self.unverified = {ino for ino, p in self._places.iter_published() if not p.stub}
+        for _, dentry in self._inodes.iter_dentries(ROOT_INO):
+            # Also what is not known to be published: another node may have made a session of the same name.
+            self.unverified.add(dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO)
+        self.unverified -= self.stubs
         self._complete = False
 
     async def find(self, name: bytes) -> None:
@@ -172,15 +177,16 @@ class SessionDirectory:
         if ROOT_INO not in self.unverified:
             return
         self.unverified.discard(ROOT_INO)
+        if found is None and published is None:
+            return
         if published is not None and found is not None and self._is_known(published, found[0]):
             return
-        changes = self._inodes.changes
-        unsent = changes is not None and ROOT_INO in changes.sessions
+        unsent = self._is_changed(ROOT_INO)
         for name, dentry in list(self._inodes.iter_dentries(ROOT_INO)):
             if stat.S_ISDIR(dentry.kind):
                 continue
             if unsent:
-                self._rename(name, self._free_name(name + UNSENT_SUFFIX))
+                self._rename(name, await self._free_name(name))
             else:
                 self._drop_file(name)
         self._places.set_published(ROOT_INO, None)
@@ -191,15 +197,20 @@ class SessionDirectory:
         takes its place; changes made here that were never published stay, under a name that says so.
         """
         found = await self._catalogue.resolve(name)
+        kept = await self._free_name(name) if self._is_changed(session) else b""
         if session not in self.unverified:
             return
+        if self._is_changed(session) and not kept:
+            return await self._verify(session, name)
         self.unverified.discard(session)
         published = self._places.published(session)
+        # One that was announced and never published is nobody's, maybe by this node when it was fenced already.
+        if published is None and (found is None or found[0] is None):
+            return
         if found is not None and published is not None and self._is_known(published, found[0]):
             return
         changes = self._inodes.changes
-        if changes is not None and session in changes.sessions:
-            kept = self._free_name(name + UNSENT_SUFFIX)
+        if changes is not None and kept:
             log.warning(
                 "session %s was published by another node since; what this one had not sent is now %s",
                 name.decode(errors="replace"),
@@ -214,9 +225,14 @@ class SessionDirectory:
         if found is not None:
             self._add_stub(name)
 
-    def _free_name(self, wanted: bytes) -> bytes:
+    def _is_changed(self, session: Ino) -> bool:
+        return self._inodes.changes is not None and session in self._inodes.changes.sessions
+
+    async def _free_name(self, taken: bytes) -> bytes:
+        """A name, like *taken*, that nobody has; for what was not sent. Raises RemoteError."""
+        wanted = taken[:UNSENT_MAX_BYTES] + UNSENT_SUFFIX
         name, number = wanted, 1
-        while self._inodes.find_dentry(ROOT_INO, name) is not None:
+        while self._inodes.find_dentry(ROOT_INO, name) is not None or await self._catalogue.resolve(name) is not None:
             number += 1
             name = wanted + b"-%d" % number
         return name
@@ -294,6 +310,12 @@ class SessionDirectory:
         self.loaded.append((session, split_ids(manifest.startup)))
 
 
+def _class_of(name: bytes, directory: Inode) -> PathClass:
+    """Class of a restored entry. One that its name says is its node's alone has, or had, another name that travels."""
+    found = classify(name, PathClass(directory.path_class))
+    return PathClass.TRAVELS if found is PathClass.NODE_ONLY else found
+
+
 class _Installer:
     """Turns a full manifest into inodes of this state, under the session's inode."""
 
@@ -344,7 +366,7 @@ class _Installer:
             self._numbers[old] = inode.ino
             inode.session = self._session
             inode.parent = directory.ino
-            inode.path_class = classify(name, PathClass(directory.path_class))
+            inode.path_class = _class_of(name, directory)
             self._fill(inode, record)
             if stat.S_ISDIR(record.mode):
                 inode.nlink = 1
@@ -352,6 +374,7 @@ class _Installer:
                 self._inodes.account(self._session, 1, record.size, record.ctime_ns)
         else:
             inode = self._inodes.get(known)
+            inode.path_class = min(inode.path_class, _class_of(name, directory))
         inode.nlink += 1
         if stat.S_ISDIR(record.mode):
             directory.nlink += 1

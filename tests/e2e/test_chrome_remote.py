@@ -95,7 +95,7 @@ def test_login_moves_to_another_machine_after_a_kill(bucket: Bucket, page: Page)
 def wait_snapshots(mounted: Mounted, count: int) -> None:
     """Return once *count* more snapshots are published."""
     start = mounted.control("status", {})["remote"]["published_snapshots"]
-    end = time.monotonic() + 60
+    end = time.monotonic() + 60 + 4 * count
     while mounted.control("status", {})["remote"]["published_snapshots"] < start + count:
         assert time.monotonic() < end, mounted.log_tail()
         time.sleep(0.1)

@@ -126,12 +126,37 @@ def test_what_was_taken_over_is_not_undone_by_an_older_node(bucket: Bucket) -> N
             second.umount()
         first.mount()
         assert (first.path / "s" / "file").read_text() == "by B"
+        wait_published(first)
         forget(first)
         first.mount()
         assert (first.path / "s" / "file").read_text() == "by B"
         forget(first)
         with bucket.mounted("--take-over", "--stale", "1s") as third:
             assert (third.path / "s" / "file").read_text() == "by B"
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_node_killed_right_after_publishing_yields_to_its_successor(bucket: Bucket, committed: bool) -> None:
+    """Whether or not A had written down that it published: what B made of it since stays the session."""
+    with bucket.mounted("--commit-interval", "1s" if committed else "1h", interval="1h") as first:
+        (first.path / "s").mkdir()
+        write(first.path / "s" / "file", "by A")
+        first.sessfs("sync", str(first.path))
+        if committed:
+            first.control("commit", {})
+        forget(first)
+        with bucket.mounted("--take-over", "--stale", "1s") as second:
+            write(second.path / "s" / "file", "by B")
+            (second.path / "s" / "more").touch()
+            second.umount()
+        first.mount()
+        assert (first.path / "s" / "file").read_text() == "by B"
+        first.sessfs("sync", str(first.path))
+        forget(first)
+        with bucket.mounted("--take-over", "--stale", "1s") as third:
+            assert (third.path / "s" / "file").read_text() == "by B"
+            assert (third.path / "s" / "more").exists()
+            assert set(os.listdir(third.path)) <= {"s", "s.unsent"}
 
 
 def test_take_over_survives_the_death_of_who_took_over(bucket: Bucket) -> None:
