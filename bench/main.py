@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bench import chromes, cost, fiojobs, install, machine, plots, report, workloads
+from bench import chromes, cost, disk, fiojobs, install, machine, plots, report, workloads
 from bench.rows import ROWS, TARGETS, Target
 from bench.targets import BenchError, Targets, temporary
 from tests.e2e.chromelife import open_page
@@ -154,7 +155,7 @@ def _prepare(args: argparse.Namespace) -> None:
         raise SystemExit("bench: needs root: it mounts, and drops the page cache")
     if machine.filesystem_of(args.base) == "tmpfs":
         raise SystemExit(f"bench: {args.base} is in memory; give a directory on a disk with --base")
-    wanted = {"gcc": "gcc", "pkg-config": "pkg-config"}
+    wanted = {"gcc": "gcc", "pkg-config": "pkg-config", "mkfs.ext4": "e2fsprogs"}
     if "fio" in args.only:
         wanted["fio"] = "fio"
     if "six" in args.only:
@@ -192,7 +193,10 @@ def main() -> None:
     began = {
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "commit": machine.commit(),
-        "machine": machine.describe(args.base),
+        "machine": {
+            **machine.describe(args.base),
+            "ext4": "a directory" if disk.has_journal(args.base) else "a fresh one in a file, by a loop device",
+        },
         "versions": machine.versions(),
         "settings": {
             "mode": "full" if args.full else "short",
@@ -204,25 +208,19 @@ def main() -> None:
             "shared_machine": args.shared_machine,
         },
     }
-    with temporary(args.base) as directory:
-        targets = Targets(directory, install.compile_passthrough(directory))
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(temporary(args.base))
+        base = stack.enter_context(disk.open_ext4(args.base, directory))
+        targets = Targets(base, install.compile_passthrough(directory))
         needs_page = bool({"chrome", "sent", "six"} & set(args.only))
-        if needs_page:
-            with open_page("all") as page:
-                bench = _run(args, targets, page)
-        else:
-            bench = _run(args, targets, None)
+        page = stack.enter_context(open_page("all")) if needs_page else None
+        bench = Bench(args, targets, page)
+        for group in args.only:
+            bench.run(group)
     _save(args, bench.recorder, began)
     print(f"bench: took {time.monotonic() - started:.0f} s", file=sys.stderr)
     if bench.recorder.failures:
         raise SystemExit(f"bench: {len(bench.recorder.failures)} measurements failed; see above")
-
-
-def _run(args: argparse.Namespace, targets: Targets, page: Page | None) -> Bench:
-    bench = Bench(args, targets, page)
-    for group in args.only:
-        bench.run(group)
-    return bench
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def table(results: Mapping[str, Any]) -> str:
         f"Measured {results['when']}, commit {results['commit']}, {settings['mode']} run, {settings['rounds']} rounds"
         f" ({settings['chrome_rounds']} of Chrome), on {machine['cores']} cores ({machine['cpu']}),"
         f" {machine['memory_gib']} GiB, Linux {machine['kernel']}, {machine['distribution']},"
-        f" {machine['filesystem']}; load {machine['load_at_start']} at the start.{shared}",
+        f" {machine['filesystem']} ({machine['ext4']}); load {machine['load_at_start']} at the start.{shared}",
         "",
         ", ".join(f"{name} {text}" for name, text in results["versions"].items()) + ".",
         "",
