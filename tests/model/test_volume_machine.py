@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from sessfs.vfs import fileio
 from tests.support.triothread import Task, TrioThread
-from tests.support.volumes import Box, Clock, assert_clean, open_box
+from tests.support.volumes import Box, Clock, assert_clean, examples, open_box
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -262,4 +262,4 @@ class VolumeMachine(RuleBasedStateMachine):
 
 
 TestVolume = VolumeMachine.TestCase
-TestVolume.settings = settings(max_examples=25, stateful_step_count=25)
+TestVolume.settings = settings(max_examples=examples(20), stateful_step_count=25)

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
+from hypothesis import settings
 
 from sessfs.chrome import PathClass
 from sessfs.format.envelope import PlainEnvelope
@@ -38,6 +39,12 @@ HASH_KEY = bytes(range(32))
 SMALL_MAPS = (1 << 17, 1 << 18)
 """So small that a test makes them grow."""
 NEVER_S = 1e6
+
+
+def examples(usual: int) -> int:
+    """How many examples a slow property gets: *usual*, or what the profile says where that is more than the default."""
+    chosen = settings.default.max_examples if settings.default is not None else 0
+    return chosen if chosen > 100 else usual
 
 
 class Clock:
@@ -237,7 +244,12 @@ async def snapshot(box: Box, session: bytes) -> dict[bytes, Attributes]:
         entries = [(path, inode) for path, inode in box.walk() if b"/" not in path and not stat.S_ISDIR(inode.mode)]
     else:
         entries = [(session, box.get(session)), *box.walk(session)]
-    entries = [(path, inode) for path, inode in entries if inode.path_class == PathClass.TRAVELS]
+    hidden = tuple(path + b"/" for path, inode in entries if inode.path_class != PathClass.TRAVELS)
+    entries = [
+        (path, inode)
+        for path, inode in entries
+        if inode.path_class == PathClass.TRAVELS and not path.startswith(hidden)
+    ]
     paths: dict[Ino, list[bytes]] = {}
     for path, inode in entries:
         paths.setdefault(inode.ino, []).append(path)

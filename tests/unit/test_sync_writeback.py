@@ -16,7 +16,7 @@ from sessfs.types import ROOT_INO
 from sessfs.vfs import fileio
 from tests.support.faultystore import FaultyStore
 from tests.support.memorystore import MemoryStore
-from tests.support.volumes import OWNER, assert_clean, open_machine
+from tests.support.volumes import OWNER, assert_clean, examples, open_machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -357,7 +357,7 @@ async def act(machine: Machine, rng: random.Random) -> None:
     if machine.find(session) is None:
         machine.mkdir(session)
         machine.mkdir(session + b"/d")
-    kind = rng.randrange(12)
+    kind = rng.randrange(17)
     names = [p for p, i in machine.walk(session) if not stat.S_ISDIR(i.mode)]
     if kind <= 3 or not names:
         await machine.write(path, noise(rng.randrange(6), rng.choice([10, 5000, 200_000])), rng.choice([0, 7, 150_000]))
@@ -369,21 +369,52 @@ async def act(machine: Machine, rng: random.Random) -> None:
         machine.rename(rng.choice(names), path)
     elif kind == 7 and machine.find(path) is None:
         machine.link(rng.choice(names), path)
-    elif kind == 8 and machine.find(other) is None:
+    elif kind <= 11:
+        await act_on_sessions(machine, rng, session, other, kind)
+    else:
+        await act_on_directories(machine, rng, session, kind)
+
+
+async def act_on_sessions(machine: Machine, rng: random.Random, session: bytes, other: bytes, kind: int) -> None:
+    if kind == 8 and machine.find(other) is None:
         machine.rename(session, other)
     elif kind == 9:
-        machine.volume.xattrs.set(machine.get(rng.choice(names)).ino, b"user.x", b"%d" % rng.randrange(99))
+        path, inode = rng.choice(machine.walk(session))
+        machine.volume.xattrs.set(inode.ino, b"user.x", path)
     elif kind == 10:
-        for name in names:
-            machine.unlink(name)
-        machine.rmdir(session + b"/d")
+        for name, inode in reversed(machine.walk(session)):
+            if stat.S_ISDIR(inode.mode):
+                machine.rmdir(name)
+            else:
+                machine.unlink(name)
         machine.rmdir(session)
     elif kind == 11:
         await machine.seal()
         await machine.write(b"root%d" % rng.randrange(3), noise(rng.randrange(4), 3000))
 
 
-@settings(max_examples=12)
+async def act_on_directories(machine: Machine, rng: random.Random, session: bytes, kind: int) -> None:
+    directories = [p for p, i in machine.walk(session) if stat.S_ISDIR(i.mode) and p != session + b"/d"]
+    fresh = rng.choice([session, *directories]) + b"/n%d" % rng.randrange(1000)
+    if machine.find(fresh) is not None:
+        return
+    if kind == 12 or not directories:
+        machine.mkdir(fresh)
+        await machine.write(fresh + b"/below", noise(rng.randrange(6), 3000))
+    elif kind == 13:
+        machine.symlink(fresh, b"to/somewhere")
+    elif kind == 14:
+        moved = rng.choice(directories)
+        if not fresh.startswith(moved + b"/"):
+            machine.rename(moved, fresh)
+    elif kind == 15:
+        moved = rng.choice(directories)
+        machine.rename(moved, moved.removesuffix(b".tmp") if moved.endswith(b".tmp") else moved + b".tmp")
+    else:
+        await machine.write(rng.choice(directories) + b"/more.tmp", b"stays")
+
+
+@settings(max_examples=examples(6))
 @given(seed=st.integers(0, 1 << 32))
 async def test_writeback_random_lives_are_restored(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     rng = random.Random(seed)

@@ -15,7 +15,7 @@ from sessfs.local import hotfiles
 from sessfs.local.chunkstore import CHUNK_TABLES, INDEX
 from sessfs.local.db import Database
 from sessfs.vfs.ranges import split, subtract, total
-from tests.support.volumes import assert_clean, open_box
+from tests.support.volumes import assert_clean, examples, open_box
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,7 +151,7 @@ def test_ranges_against_sets(ranges: list[tuple[int, int]], a: int, b: int) -> N
     assert total(ranges) == len(inside)
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(10))
 @given(data=st.data())
 async def test_fileio_of_extents_of_one_byte_and_more(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     """Truncate at, before and after every border of an extent."""
