@@ -334,9 +334,19 @@ class _Installer:
     def _validate(self) -> None:
         """Nothing is installed of a manifest that does not hang together."""
         what = f"session {self._manifest.session.decode(errors='replace')}"
+        directories = {self._manifest.root}
         for entry in self._manifest.names:
+            name = entry.name.decode(errors="replace")
             if entry.ino not in self._records:
-                raise RemoteCorrupt(f"{what}: {entry.name.decode(errors='replace')} names inode {entry.ino}, not there")
+                raise RemoteCorrupt(f"{what}: {name} names inode {entry.ino}, not there")
+            parent = self._records.get(entry.parent)
+            if entry.parent != self._manifest.root and (parent is None or not stat.S_ISDIR(parent.mode)):
+                raise RemoteCorrupt(f"{what}: {name} lies in inode {entry.parent}, which is no directory")
+            if stat.S_ISDIR(self._records[entry.ino].mode):
+                # With one name each, and none for the root, the directories are a tree.
+                if entry.ino in directories:
+                    raise RemoteCorrupt(f"{what}: {name} is not the only name of directory {entry.ino}")
+                directories.add(entry.ino)
         for record in self._manifest.nodes:
             if stat.S_ISREG(record.mode) and Recipe(record.recipe).size != record.size:
                 raise RemoteCorrupt(f"{what}: inode {record.ino} has {record.size} bytes and a recipe for another size")
