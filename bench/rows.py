@@ -58,6 +58,7 @@ ROWS: Final = (
     Row("fsync1", "4 KiB write + fsync, 1 writer", "ops/s", (_least("ext4", 0.7),)),
     Row("fsync8", "4 KiB write + fsync, 8 writers", "ops/s", (_least("ext4", 1.0),)),
     Row("seq_write", "sequential write, 1 MiB each", "MiB/s", (_least("ext4", 0.8),)),
+    Row("seq_write_sync", "sequential write, 1 MiB each, then fsync", "MiB/s", (_least("ext4", 0.8),)),
     Row("cached_read", "read from page cache, 1 MiB each", "MiB/s", (_least("ext4", 1.0),)),
     Row("mmap_read", "mmap read of cached pages, 1 MiB each", "MiB/s", (_least("ext4", 0.5),)),
     Row("cold_read", "cold read, sequential (sessfs: sealed, LMDB only)", "MiB/s", (_least(None, 400.0),)),

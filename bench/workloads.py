@@ -136,21 +136,25 @@ def _read_map(path: Path) -> int:
 
 
 def streams(directory: Path, sizes: Sizes) -> dict[str, float]:
-    """One large file: written, read from the page cache, mapped. Writing ends with close, not with fsync."""
+    """One large file: written, with and without fsync before close; read from the page cache; mapped."""
     path = directory / "stream"
     block = os.urandom(MIB)
 
-    def write() -> None:
-        with path.open("wb", buffering=0) as file:
+    def write(to: Path, *, sync: bool) -> None:
+        with to.open("wb", buffering=0) as file:
             for _ in range(sizes.stream_mib):
                 file.write(block)
+            if sync:
+                os.fsync(file.fileno())
 
     def read_twice() -> None:
         for _ in range(2):
             if _read_all(path) != sizes.stream_mib * MIB:
                 raise BenchError(f"{path} does not have the bytes that were written")
 
-    found = {"seq_write": _rate(sizes.stream_mib, write)}
+    found = {"seq_write": _rate(sizes.stream_mib, lambda: write(path, sync=False))}
+    os.sync()
+    found["seq_write_sync"] = _rate(sizes.stream_mib, lambda: write(directory / "synced", sync=True))
     _read_all(path)
     found["cached_read"] = _rate(2 * sizes.stream_mib, read_twice)
     found["mmap_read"] = _rate(sizes.stream_mib, lambda: _read_map(path))
