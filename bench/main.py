@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -186,6 +187,8 @@ def _save(args: argparse.Namespace, recorder: Recorder, began: dict[str, Any]) -
 
 def main() -> None:
     """Measure what is asked for, and write results.json, the table and the plots."""
+    # SIGTERM unmounts and removes what was made, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     args = _arguments()
     _prepare(args)
     args.output.mkdir(parents=True, exist_ok=True)
