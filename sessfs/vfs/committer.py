@@ -90,9 +90,10 @@ class Committer:
             return
         inode.unsynced = False
         self._flushing[inode.ino] += 1
-        durable = False
+        durable = has_names = False
         try:
-            await trio.to_thread.run_sync(sync, [self._hot.duplicate(inode.ino, inode.hot_no)])
+            fds, has_names = self._descriptors([inode])
+            await trio.to_thread.run_sync(sync, fds)
             durable = True
         finally:
             self._flushing[inode.ino] -= 1
@@ -100,6 +101,8 @@ class Committer:
                 del self._flushing[inode.ino]
             if not durable:
                 inode.unsynced = True
+                if has_names:
+                    self._hot.restore_name_sync()
 
     async def run(self) -> None:
         """Commit for ever; started once, in the daemon's nursery."""

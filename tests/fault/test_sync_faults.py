@@ -94,7 +94,7 @@ async def test_every_request_of_a_life_may_fail_once(tmp_path: Path, method: str
         used = store.count(method)
         store.heal()
         assert await restore(path / "b", store) == expected
-        nth += 1 if method in ("put", "put_if") else 3
+        nth += 2 if method in ("put", "put_if") else 4
         if nth > used:
             return
 

@@ -262,4 +262,4 @@ class VolumeMachine(RuleBasedStateMachine):
 
 
 TestVolume = VolumeMachine.TestCase
-TestVolume.settings = settings(max_examples=examples(20), stateful_step_count=25)
+TestVolume.settings = settings(max_examples=examples(12), stateful_step_count=25)

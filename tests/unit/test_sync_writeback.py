@@ -414,7 +414,7 @@ async def act_on_directories(machine: Machine, rng: random.Random, session: byte
         await machine.write(rng.choice(directories) + b"/more.tmp", b"stays")
 
 
-@settings(max_examples=examples(6))
+@settings(max_examples=examples(4))
 @given(seed=st.integers(0, 1 << 32))
 async def test_writeback_random_lives_are_restored(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     rng = random.Random(seed)

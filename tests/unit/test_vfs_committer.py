@@ -100,3 +100,24 @@ async def test_committer_keeps_hot_files_until_what_replaced_them_is_durable(
         await box.commit()
         assert not path.exists()
     assert_clean(tmp_path / "state")
+
+
+async def test_committer_fsync_without_commit_flushes_the_hot_files_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit that had no data to flush left the name in hot/ to chance; an fsync may not."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"content")
+        await box.volume.committer.commit()
+        await box.write(b"s/f", b"more", 7)
+        before = box.volume.committer.n_commits
+        with monkeypatch.context() as patch:
+            patch.setattr(hotfiles.os, "fdatasync", _refuse)
+            with pytest.raises(LocalStoreError):
+                await box.volume.committer.sync_file(inode)
+        assert inode.unsynced
+        await box.volume.committer.sync_file(inode)
+        assert not inode.unsynced
+        assert box.volume.committer.n_commits == before
+        assert box.volume.hot.take_name_sync() is None
