@@ -59,10 +59,13 @@ class Batch:
         return self._layers
 
 
-def open_environment(path: Path, n_tables: int, map_size_bytes: int, *, readonly: bool = False) -> lmdb.Environment:
+def open_environment(
+    path: Path, n_tables: int, map_size_bytes: int, *, readonly: bool = False, readahead: bool = False
+) -> lmdb.Environment:
     """Open (and create, unless *readonly*) the environment in directory *path*.
 
     Must be called after the last fork, once per process and path. Stale reader slots of killed processes are cleared.
+    *readahead* suits large values that are read whole: without it each page of a cold one is a disk access of its own.
     Raises LocalStoreError when LMDB refuses.
     """
     if not readonly:
@@ -75,7 +78,7 @@ def open_environment(path: Path, n_tables: int, map_size_bytes: int, *, readonly
             max_readers=MAX_READERS,
             readonly=readonly,
             create=not readonly,
-            readahead=False,
+            readahead=readahead,
             meminit=False,
             mode=0o600,
         )
@@ -88,9 +91,17 @@ def open_environment(path: Path, n_tables: int, map_size_bytes: int, *, readonly
 class Database:
     """One environment, its tables and their overlay. One thread (the request loop) may call all but `write_batch`."""
 
-    def __init__(self, path: Path, tables: Sequence[TableName], map_size_bytes: int, *, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        tables: Sequence[TableName],
+        map_size_bytes: int,
+        *,
+        readonly: bool = False,
+        readahead: bool = False,
+    ) -> None:
         self._path = path
-        self._env = open_environment(path, len(tables), map_size_bytes, readonly=readonly)
+        self._env = open_environment(path, len(tables), map_size_bytes, readonly=readonly, readahead=readahead)
         self._handles = {}
         for name in tables:
             try:

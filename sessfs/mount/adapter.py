@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import trio
 from pyfuse3 import EntryAttributes, Operations
 
 from sessfs.mount.boundary import faults_from_environment
@@ -44,12 +43,6 @@ class Adapter(Operations):
         self.requests: Counter[str] = Counter()
         """Requests served so far, by kind."""
         self.faults = faults_from_environment()
-        self.started = trio.Event()
-        """Set once the kernel has said hello: from then on the mount answers."""
-
-    def init(self) -> None:
-        """Called by pyfuse3 for the kernel's first request."""
-        self.started.set()
 
     def read_only_reason(self) -> str | None:
         """Why nothing may be changed, None while it may."""

@@ -62,8 +62,10 @@ def add_flags(request: bytes, answer: bytes) -> bytes:
     return answer[:OUT_FLAGS_OFFSET] + FLAGS.pack(flags) + answer[OUT_FLAGS_OFFSET + FLAGS.size :]
 
 
-async def serve() -> None:
-    """pyfuse3.main with the better handshake; returns when the filesystem is unmounted. Call after pyfuse3.init."""
+async def serve(answering: trio.Event) -> None:
+    """pyfuse3.main with the better handshake; returns when the filesystem is unmounted. Call after pyfuse3.init.
+    *answering* is set once the kernel has its answer: from then on the mount answers.
+    """
     number = find_device()
     device = os.dup(number)
     try:
@@ -71,6 +73,7 @@ async def serve() -> None:
         request = os.read(device, BUFFER_BYTES)
         answer = await _let_libfuse_answer(number, device, request)
         os.write(device, add_flags(request, answer))
+        answering.set()
     finally:
         os.close(device)
     await pyfuse3.main()

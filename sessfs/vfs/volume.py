@@ -95,7 +95,9 @@ class Volume:
         self.inodes = Inodes(self.meta)
         self.hot = HotFiles(state_dir / "hot")
         self.references = References(self.meta)
-        self.reader = ChunkReader(Database(state_dir / "chunks", CHUNK_TABLES, map_bytes[1]), self.hash_key)
+        self.reader = ChunkReader(
+            Database(state_dir / "chunks", CHUNK_TABLES, map_bytes[1], readahead=True), self.hash_key
+        )
         self.places = Places(self.meta)
         chunks: ChunkSource = LocalChunks(self.reader)
         if remote is not None:
