@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import time
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from bench.targets import BenchError, open_sessfs, temporary
 from bench.workloads import tree_bytes
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RECORDS: Final = 20_000
 SIX: Final = 6
 LIFE_S: Final = 600.0
+_Planned = tuple[User, Literal["qr", "ready"], list[str]]
 RESTARTS: Final = 2
 
 
@@ -128,10 +129,10 @@ def sent(base: Path, page: Page) -> dict[str, Any]:
     with temporary(base) as remote, open_sessfs(base, ["--remote", f"file://{remote}"]) as mounted:
         users = _users(mounted.path)[:2]
         marks = [tree_bytes(remote)]
-        lives = [(user, "qr", _first()) for user in users]
-        restarts = [(user, "ready", list(RESTART)) for user in (*users, *users)]
+        first_lives: list[_Planned] = [(user, "qr", _first()) for user in users]
+        restarts: list[_Planned] = [(user, "ready", list(RESTART)) for user in (*users, *users)]
         try:
-            for user, expect, steps in (*lives, *restarts):
+            for user, expect, steps in (*first_lives, *restarts):
                 run_life(page, user, expect, steps, LIFE_S)
                 mounted.sync()
                 marks.append(tree_bytes(remote))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -45,6 +46,7 @@ class Recorder:
             found = action()
         except (BenchError, OSError, subprocess.SubprocessError) as exc:
             self.failures.append(f"{name} on {target}, round {number + 1}: {exc}")
+            print(f"bench: failed: {self.failures[-1]}", file=sys.stderr)
             found = {}
         for key, value in found.items():
             if not isinstance(value, float | int):
@@ -55,6 +57,10 @@ class Recorder:
             values.append(float(value))
         shown = {key: round(value, 1) for key, value in found.items() if isinstance(value, float | int)}
         print(f"{name:8} {number + 1} {target:7} {time.monotonic() - start:5.1f} s  {shown}", file=sys.stderr)
+
+
+def _fio(job: fiojobs.Job, directory: Path, _sizes: workloads.Sizes) -> dict[str, float]:
+    return fiojobs.run(directory, job)
 
 
 class Bench:
@@ -75,7 +81,7 @@ class Bench:
         """A B C, A B C: every target once a round, so that what disturbs a round disturbs all of it alike."""
         for number in range(rounds):
             for target in targets:
-                self.recorder.measure(name, target, number, lambda target=target: action(target))  # type: ignore[misc]
+                self.recorder.measure(name, target, number, functools.partial(action, target))
 
     def _on(self, workload: Callable[[Path, workloads.Sizes], dict[str, float]]) -> Callable[[Target], dict[str, Any]]:
         def run(target: Target) -> dict[str, Any]:
@@ -101,7 +107,7 @@ class Bench:
             self._in_turn(group, 1, ["sessfs"], lambda _: {"memory_idle": workloads.idle_memory(base)})
         elif group == "fio":
             for job in fiojobs.matrix():
-                self._in_turn(group, min(rounds, 3), TARGETS, self._on(lambda path, _, job=job: fiojobs.run(path, job)))
+                self._in_turn(group, min(rounds, 3), TARGETS, self._on(functools.partial(_fio, job)))
         else:
             self._chrome(group, chrome_rounds, chrome_targets)
 
@@ -185,10 +191,14 @@ def _save(args: argparse.Namespace, recorder: Recorder, began: dict[str, Any]) -
     print(text)
 
 
+def _terminate(number: int, _frame: object) -> None:
+    raise SystemExit(f"bench: ended by {signal.Signals(number).name}; nothing was written")
+
+
 def main() -> None:
     """Measure what is asked for, and write results.json, the table and the plots."""
     # SIGTERM unmounts and removes what was made, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    signal.signal(signal.SIGTERM, _terminate)
     args = _arguments()
     _prepare(args)
     args.output.mkdir(parents=True, exist_ok=True)
