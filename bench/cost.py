@@ -143,7 +143,7 @@ def _prices() -> str:
             " they are counted.",
             f"- A month has {DAYS} days. A node runs {USERS_PER_NODE} users. Something changes in every interval,"
             " day and night: the dearest case.",
-            f"- A user is busy {BURSTS_A_DAY} times a day, each time changing what a restart with 300 new records"
+            f"- A user is busy {BURSTS_A_DAY} times a day, each time changing what a later restart with 300 new records"
             f" changes; bytes so replaced stay in the bucket for {GRACE_DAYS} days, until they are collected.",
             f"- A user moves to another node {MOVES_A_MONTH} times a month (deploys): {GETS_A_MOVE} GETs and one PUT.",
             f"- tar.gz and plain disks: {TAR_MB:.0f} MB and {PROFILE_MB:.0f} MB a user, from six real profiles."
@@ -188,7 +188,7 @@ Publishing swaps the node's state, which is a heartbeat, too: it takes the place
 | --- | ---: |
 | the first user's first life | {measured.first_mb:.1f} |
 | another user's first life | {measured.further_mb:.1f} |
-| a restart with 300 new records | {measured.burst_mb:.2f} |
+| a later restart with 300 new records | {measured.burst_mb:.2f} |
 
 ## Assumed
 

@@ -147,6 +147,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--chrome-rounds", type=int, help="rounds of Chrome's lives (short 2, full 5)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all sizes, to try the bench itself")
     parser.add_argument("--only", action="append", choices=GROUPS, help="these groups of rows alone")
+    parser.add_argument("--update", action="store_true", help="replace these rows in results.json, and say so there")
     parser.add_argument("--base", type=Path, default=Path("/var/tmp"), help="where to measure: a directory on ext4")
     parser.add_argument("--output", type=Path, default=HERE, help="where results.json, README.md and plots/ are")
     parser.add_argument("--shared-machine", action="store_true", help="note that other work ran at the same time")
@@ -170,6 +171,20 @@ def _prepare(args: argparse.Namespace) -> None:
     install.packages(wanted)
 
 
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """*old* with the rows of *new*, each of which says when and of which commit it is."""
+    fresh = {row["key"]: {**row, "run": {"when": new["when"], "commit": new["commit"]}} for row in new["rows"]}
+    rows = {row["key"]: row for row in old["rows"]} | fresh
+    order = [row.key for row in ROWS]
+    keys = sorted(rows, key=lambda key: (order.index(key) if key in order else len(order), key))
+    return {
+        **old,
+        "rows": [rows[key] for key in keys],
+        "details": {**old["details"], **new["details"]},
+        "failures": old["failures"] + new["failures"],
+    }
+
+
 def _save(args: argparse.Namespace, recorder: Recorder, began: dict[str, Any]) -> None:
     order = {row.key: number for number, row in enumerate(ROWS)}
     keys = sorted(recorder.samples, key=lambda key: (order.get(key, len(order)), key))
@@ -179,6 +194,8 @@ def _save(args: argparse.Namespace, recorder: Recorder, began: dict[str, Any]) -
         "details": recorder.details,
         "failures": recorder.failures,
     }
+    if args.update:
+        results = _merge(json.loads((args.output / "results.json").read_text()), results)
     (args.output / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     readme = args.output / "README.md"
     text = report.table(results)

@@ -105,7 +105,9 @@ def table(results: Mapping[str, Any]) -> str:
     for row in results["rows"]:
         medians = [_figure(row["medians"].get(target)) for target in TARGETS]
         ratios = [_ratio(row["ratios"].get(base)) for base in BASES]
-        lines.append("| " + " | ".join([row["title"], row["unit"], *medians, *ratios, _goal(row["goals"])]) + " |")
+        run = row.get("run")
+        title = row["title"] + (f" (commit {run['commit']}, {run['when']})" if run else "")
+        lines.append("| " + " | ".join([title, row["unit"], *medians, *ratios, _goal(row["goals"])]) + " |")
     lines += [f"| {title} | not there yet: needs {needs} | | | | | | | |" for title, needs in NOT_THERE_YET]
     lines += [f"\nFailed: {failure}" for failure in results["failures"]]
     return "\n".join(lines)
