@@ -10,7 +10,7 @@ import errno
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
-from sessfs.chrome import classify
+from sessfs.chrome import PathClass, classify
 from sessfs.errors import PosixError
 from sessfs.local.inodes import Inode
 from sessfs.types import ROOT_INO, Ino
@@ -29,6 +29,13 @@ class Owner(NamedTuple):
 
     uid: int
     gid: int
+
+
+def class_in(directory: Inode, name: bytes, mode: int) -> PathClass:
+    """Whether an entry of that name and mode travels. A session does, whatever it is called."""
+    if directory.ino == ROOT_INO and stat.S_ISDIR(mode):
+        return PathClass.TRAVELS
+    return classify(name, directory.path_class)
 
 
 class Namespace:
@@ -111,7 +118,7 @@ class Namespace:
                 mode |= stat.S_ISGID
         inode = self._inodes.create(mode, owner.uid, gid, now)
         inode.rdev = rdev
-        inode.path_class = classify(name, directory.path_class)
+        inode.path_class = class_in(directory, name, mode)
         inode.session = self.session_in(directory, inode)
         inode.parent = parent
         inode.nlink = 1

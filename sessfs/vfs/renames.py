@@ -6,10 +6,9 @@ import errno
 import stat
 from typing import TYPE_CHECKING
 
-from sessfs.chrome import classify
 from sessfs.errors import PosixError
 from sessfs.types import ROOT_INO, Ino
-from sessfs.vfs.namespace import NAME_MAX_BYTES
+from sessfs.vfs.namespace import NAME_MAX_BYTES, class_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +129,7 @@ class Renames:
 
     def _reclassify(self, inode: Inode, directory: Inode, name: bytes) -> None:
         """A rename may change whether the entry, and what is below it, travels."""
-        path_class = classify(name, directory.path_class)
+        path_class = class_in(directory, name, inode.mode)
         if not stat.S_ISDIR(inode.mode) and inode.nlink > 1:
             # Its other names may be ones that travel.
             path_class = min(path_class, inode.path_class)

@@ -106,6 +106,20 @@ async def test_restore_looks_take_one_request_each_and_listing_pages(tmp_path: P
         assert (await machine.snapshots()).keys() == {b"s%02d" % i for i in range(30)}
 
 
+@pytest.mark.parametrize("name", [b"x.tmp", b"Crashpad", b"GPUCache"])
+async def test_session_travels_whatever_it_is_called(tmp_path: Path, name: bytes) -> None:
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store) as machine:
+        machine.mkdir(b"old")
+        await machine.write(b"old/f", b"content")
+        machine.rename(b"old", name)
+        machine.mkdir(name + b"-2")
+        await machine.publish()
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load_all()
+        assert await machine.contents() == {name + b"/f": b"content"}
+
+
 async def test_restore_names_removed_or_renamed_here_do_not_come_back(tmp_path: Path) -> None:
     store = MemoryStore()
     async with open_machine(tmp_path / "a", store) as machine:
