@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.support.s3fixtures", "tests.support.remotefixtures"]
 
 SESSIONS = 10
-MANY = 100_000
+MANY = int(os.environ.get("SESSFS_TEST_NAMES", "20000"))
+"""100,000 in `make soak`."""
 IDLE_S = 25.0
 BEAT_S = 20.0
 MOUNT_REQUESTS_MAX = 25
@@ -72,7 +73,7 @@ def test_an_idle_mount_sends_its_heartbeat_alone(bucket: Bucket) -> None:
     assert [one.method for one in others] in ([], ["GET"], ["GET", "GET"]), others
 
 
-def test_names_by_the_hundred_thousand(tmp_path: Path) -> None:
+def test_names_by_the_ten_thousand(tmp_path: Path) -> None:
     """A mount asks for none of them, a name for its own, and `ls` gets all of them by pages."""
     remote = tmp_path / "remote"
     remote.mkdir()
@@ -93,7 +94,7 @@ def test_names_by_the_hundred_thousand(tmp_path: Path) -> None:
         assert sum(asked.values()) <= MOUNT_REQUESTS_MAX, asked
         assert asked.get("list", 0) <= 3, asked
         assert (mounted.path / "real" / "file").read_text() == "content"
-        assert os.listdir(mounted.path / "user054321") == []
+        assert os.listdir(mounted.path / f"user{MANY // 2:06d}") == []
         assert sum(requests(mounted).values()) <= sum(asked.values()) + 12
         started = time.monotonic()
         names = os.listdir(mounted.path)
