@@ -168,9 +168,8 @@ def fill_up(session: Path, written: dict[Path, bytes]) -> None:
 def can_write(path: Path) -> bool:
     try:
         path.write_bytes(b"x" * 100_000)
-        fd = os.open(path, os.O_RDONLY)
-        os.fsync(fd)
-        os.close(fd)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     except OSError:
         return False
     return True
