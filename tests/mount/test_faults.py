@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import inspect
 import os
@@ -17,7 +16,7 @@ import pytest
 from sessfs.mount.boundary import FAULT_VARIABLE, handler
 from sessfs.mount.fuseops import SessionOperations
 from tests.support.mounted import Mounted
-from tests.support.posix import RENAME_EXCHANGE, errno_of, read_file, renameat2, write_file
+from tests.support.posix import RENAME_EXCHANGE, errno_of, forget_failed_writes, read_file, renameat2, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,12 +98,6 @@ CASES = (
 )
 
 
-def _forget_failed_writes(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    ctypes.CDLL(None).syncfs(fd)
-    os.close(fd)
-
-
 def _prepare(session: Path) -> None:
     session.mkdir()
     write_file(session / "f", b"content")
@@ -137,7 +130,7 @@ def test_exception_in_a_handler_is_eio_for_that_call_alone(state: Path, number: 
         answers = [errno_of(case.call, session) for session in sessions]
         if case.handler == "write":
             # The kernel gave the pages up, and says so once to whoever syncs: here, not to the unmount.
-            _forget_failed_writes(mounted.path)
+            forget_failed_writes(mounted.path)
         assert mounted.status()["pid"] == pid, "the daemon did not live through it"
     text = log.read_text()[logged:]
     assert text.count(f"{exception}") >= FAULTS, "each fault is logged with its traceback"

@@ -151,6 +151,7 @@ def test_full_of_what_the_remote_lacks(small: Mounted, bucket: Bucket) -> None:
     assert posix.eventually(lambda: can_write(small.path / "s" / "again"), 30)
     assert [path for path, content in written.items() if path.read_bytes() != content] == []
     assert hash_of(small.path / "s" / "old") == old
+    posix.forget_failed_writes(small.path)
 
 
 def fill_up(session: Path, written: dict[Path, bytes]) -> None:
