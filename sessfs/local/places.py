@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from sessfs.errors import StoreCorrupt
+from sessfs.format.manifest import split_ids
 from sessfs.local.db import Database, TableName
-from sessfs.types import CHUNK_ID_BYTES, ChunkId, Ino
+from sessfs.types import ChunkId, Ino
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -173,8 +174,3 @@ class Places:
         for session in outbox.removed:
             self.set_published(Ino(session), None)
         self.set_outbox(None)
-
-
-def split_ids(ids: bytes) -> list[ChunkId]:
-    """The chunk ids that lie end to end in *ids*."""
-    return [ChunkId(ids[at : at + CHUNK_ID_BYTES]) for at in range(0, len(ids), CHUNK_ID_BYTES)]

@@ -34,7 +34,7 @@ def status_report(
 ) -> dict[str, Any]:
     """The keys of `sessfs status --json`, but for mountpoint and state directory."""
     totals = volume.reader.totals()
-    sessions = files = logical = 0
+    files = logical = 0
     for _, counters in volume.inodes.iter_sessions():
         files += counters.files
         logical += counters.logical_bytes

@@ -29,7 +29,7 @@ from sessfs.local.chunkstore import (
     decode_frame_record,
     read_totals,
 )
-from sessfs.local.db import Database
+from sessfs.local.db import Database, TableName
 from sessfs.local.inodes import (
     COUNTER,
     DENTRIES,
@@ -161,8 +161,8 @@ class _Findings:
         path = b"/".join(parts).decode(errors="backslashreplace") or f"inode {ino}"
         return (path.split("/", 1)[0] if len(parts) > 1 else "."), path
 
-    def _scan_inos(self, table: str) -> Iterator[tuple[Ino, bytes]]:
-        for key, value in self._meta.scan(table):  # type: ignore[arg-type]  # table names are strings
+    def _scan_inos(self, table: TableName) -> Iterator[tuple[Ino, bytes]]:
+        for key, value in self._meta.scan(table):
             yield Ino(INO.unpack(key)[0]), value
 
 

@@ -14,10 +14,10 @@ import trio
 
 from sessfs.chrome import PathClass, classify
 from sessfs.errors import RemoteCorrupt
-from sessfs.format.manifest import Manifest, ManifestRef, chunk_places, merge
+from sessfs.format.manifest import Manifest, ManifestRef, chunk_places, merge, split_ids
 from sessfs.format.recipe import Recipe
 from sessfs.format.segment import open_manifest, segment_key
-from sessfs.local.places import Published, split_ids
+from sessfs.local.places import Published
 from sessfs.sync.snapshot import MAX_DEPTH
 from sessfs.types import ROOT_INO, ChunkId, Ino
 

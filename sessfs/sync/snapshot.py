@@ -10,6 +10,8 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import msgspec
+
 from sessfs.format.manifest import NameRecord, NodeRecord
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
@@ -106,22 +108,7 @@ class Draft(Generic[FrozenT]):
         """Put in the recipes of the files that were hot; their chunks, pinned by the sealing, are the draft's now."""
         for ino, index in self._awaiting.items():
             recipe = recipes[ino]
-            record = self.nodes[index]
-            self.nodes[index] = NodeRecord(
-                record.ino,
-                record.mode,
-                record.uid,
-                record.gid,
-                record.nlink,
-                record.rdev,
-                record.size,
-                record.atime_ns,
-                record.mtime_ns,
-                record.ctime_ns,
-                record.target,
-                record.xattrs,
-                recipe.packed,
-            )
+            self.nodes[index] = msgspec.structs.replace(self.nodes[index], recipe=recipe.packed)
             self.pinned.extend(recipe.iter_chunks())
         self._awaiting = {}
 

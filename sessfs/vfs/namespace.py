@@ -16,9 +16,9 @@ from sessfs.local.inodes import Inode
 from sessfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-    from sessfs.local.inodes import Dentry, Inodes
+    from sessfs.local.inodes import Inodes
 
 NAME_MAX_BYTES = 255
 LINK_MAX = 65_000
@@ -81,10 +81,6 @@ class Namespace:
     def list_names(self, parent: Ino) -> list[bytes]:
         """All names in the directory at this instant, in order of their bytes."""
         return [name for name, _ in self._inodes.iter_dentries(parent)]
-
-    def iter_entries(self, parent: Ino) -> Iterator[tuple[bytes, Dentry]]:
-        """(name, dentry) of the directory; to be used up before the next change."""
-        return self._inodes.iter_dentries(parent)
 
     def read_link(self, ino: Ino) -> bytes:
         """The symlink's target, exactly as it was given."""
