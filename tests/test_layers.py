@@ -21,9 +21,10 @@ LEVELS = {
     "remote": 2,
     "vfs": 3,
     "sync": 3,
-    "sessions": 3,
-    "mount": 4,
-    "cli": 5,
+    "sessions": 4,
+    "mount": 5,
+    "api": 6,
+    "cli": 7,
 }
 """Folders and modules directly in sessfs/, as in docs/design.md. Imports go to a lower level, or stay in the folder."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import resource
 import signal
@@ -24,15 +23,16 @@ import trio
 
 from sessfs.chrome import PathClass
 from sessfs.config import Settings, cache_bound_bytes
-from sessfs.errors import SessfsError, StartFailed, UsageError
+from sessfs.errors import SessfsError, StartFailed
 from sessfs.local.state import read_hash_key
 from sessfs.mount import handshake, mountinfo
 from sessfs.mount.control import ControlServer
 from sessfs.mount.fuseops import SessionOperations
 from sessfs.mount.node_gate import NodeGate
 from sessfs.mount.remote_side import RemoteSide
-from sessfs.mount.reports import sessions_report, status_report
 from sessfs.mount.repository import ANSWER_DEADLINE_S, CachedState, opened_repository
+from sessfs.mount.verbs_core import CoreVerbs
+from sessfs.mount.verbs_remote import RemoteVerbs
 from sessfs.sync.fetch import RemoteChunks
 from sessfs.vfs.volume import RemoteHooks, Volume
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.places import Places
-    from sessfs.mount.control import Progress, Verb
+    from sessfs.mount.control import Verb
     from sessfs.mount.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,6 @@ class Daemon:
 
     def __init__(self, settings: Settings, repository: Repository | None, cached: CachedState) -> None:
         self._settings = settings
-        self._started_s = time.monotonic()
         self._answering = trio.Event()
         self._gate = NodeGate(cached.node_name()) if repository is not None else None
         self._chunks: RemoteChunks | None = None
@@ -164,46 +163,9 @@ class Daemon:
 
     def _verbs(self) -> dict[str, Verb]:
         return {
-            "status": self._status,
-            "commit": self._commit,
-            "seal": self._seal,
-            "sessions": self._sessions,
-            "open_files": self._open_files,
-            "sync": self._sync,
-            "gc": self._collect,
+            **CoreVerbs(self._volume, self._remote, self._operations.requests).verbs(),
+            **RemoteVerbs(self._remote).verbs(),
         }
-
-    async def _status(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        uptime_s = time.monotonic() - self._started_s
-        return status_report(self._volume, uptime_s, self._operations.requests, self._remote)
-
-    async def _commit(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        await self._volume.commit_all()
-        return {}
-
-    async def _seal(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        await self._volume.sealer.seal_all()
-        await self._volume.committer.commit()
-        await self._volume.sealer.drop_dead()
-        return {}
-
-    async def _sessions(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        return await sessions_report(self._volume, self._remote)
-
-    async def _open_files(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        return {"inodes": self._volume.inodes.count_open()}
-
-    async def _collect(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        if self._remote is None:
-            raise UsageError("this mount has no remote to collect in: mount with --remote URL")
-        return await self._remote.collector.collect(
-            dry_run=bool(params.get("dry_run")), grace_s=params.get("grace_s"), progress=progress
-        )
-
-    async def _sync(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        if self._remote is None:
-            raise UsageError("this mount has no remote to sync to: mount with --remote URL")
-        return {"uploaded_bytes": await self._remote.sync(progress, params.get("timeout_s", math.inf))}
 
 
 def raise_read_ahead(mountpoint: Path) -> None:
