@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _SIMPLE_CACHE = re.compile(rb"[0-9a-f]{16}_[0-9s]\Z")
 
@@ -62,3 +66,36 @@ def classify(name: bytes, parent: PathClass) -> PathClass:
     if parent is PathClass.CACHE or name in _CACHES:
         return PathClass.CACHE
     return PathClass.TRAVELS
+
+
+_JSON = frozenset({b"Preferences", b"Secure Preferences", b"Local State"})
+_SQLITE = frozenset(
+    b"Account Web Data|Affiliation Database|Cookies|DIPS|Extension Cookies|Favicons|History|InterestGroups"
+    b"|Login Data|Login Data For Account|MediaDeviceSalts|Network Action Predictor|PrivateAggregation|QuotaManager"
+    b"|Reporting and NEL|Safe Browsing Cookies|ServerCertificate|SharedStorage|Shortcuts|Top Sites|Trust Tokens"
+    b"|Web Data".split(b"|")
+)
+_LOCK_NAME = b"SingletonLock"
+
+
+def is_json(name: bytes) -> bool:
+    """True for the profile's settings: one JSON object a file."""
+    return name in _JSON
+
+
+def is_sqlite(name: bytes) -> bool:
+    """True for databases known by their name; others are told by their header."""
+    return name in _SQLITE
+
+
+def is_profile_root(names: Collection[bytes]) -> bool:
+    """True if a directory with these *names* is what Chrome got as --user-data-dir."""
+    return b"Local State" in names
+
+
+def lock_owner(name: bytes, target: bytes) -> tuple[str, int] | None:
+    """(host, pid) of the Chrome that made this symbolic link, if it is the lock of a running Chrome; else None."""
+    host, _, pid = target.rpartition(b"-")
+    if name != _LOCK_NAME or not pid.isdigit():
+        return None
+    return host.decode(errors="replace"), int(pid)

@@ -40,6 +40,8 @@ OWNERS = {
     "cryptography": ("format/",),
     "zstandard": ("format/",),
     "pyfastcdc": ("format/",),
+    "google_crc32c": ("sessions/leveldb_format.py",),
+    "sqlite3": ("sessions/checking_sqlite.py",),
 }
 """Third parties that only one module, or one folder, may know."""
 
