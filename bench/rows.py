@@ -66,7 +66,7 @@ ROWS: Final = (
     Row("chrome_restart", "Chrome's restart", "ms", (_most("ext4", 1.05),)),
     Row("chrome_six", "six Chromes restarting at once", "ms", (_most("ext4", 1.15),)),
     Row("chrome_requests", "FUSE requests of one life and two restarts", "requests", (_most(None, 6000.0),)),
-    Row("memory_idle", "memory of an idle mount (anonymous, daemon and seal process)", "MB"),
+    Row("memory_idle", "memory of an idle mount (daemon and seal process)", "MB"),
     Row("memory_chrome", "memory after one life and two restarts", "MB"),
     Row("stored_six", "six profiles, as stored", "MB"),
     Row("stored_six_restic", "the same six in a restic repository", "MB"),

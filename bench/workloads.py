@@ -205,7 +205,7 @@ def _expect(path: Path, length: int) -> None:
 
 
 def idle_memory(base: Path) -> float:
-    """MB of anonymous memory of a new mount, daemon and seal process together."""
+    """MB of resident memory of a new mount, daemon and seal process together."""
     with open_sessfs(base) as mounted:
         return float(mounted.status()["memory_bytes"]) / 1e6
 

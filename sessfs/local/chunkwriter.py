@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 REWRITE_BELOW = 0.5
 """A frame of which less than this share is alive is rewritten with what is."""
-COMMIT_BYTES = 16 << 20
+COMMIT_BYTES = 8 << 20
 
 
 class ChunkWriter:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NewType
 import lmdb
 
 from sessfs.errors import LocalStoreError, StoreCorrupt, StoreFull
+from sessfs.local.memory import unmap_pages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 TableName = NewType("TableName", str)
 PREFIX_BYTES = 8
 MAX_READERS = 256
+MAPPED_BYTES = 8 << 20
+"""About how much of the mapped file may count as this process's memory before it is let go of."""
+PAGE_BYTES = 4096
 
 
 class _Layer:
@@ -101,6 +105,8 @@ class Database:
         readahead: bool = False,
     ) -> None:
         self._path = path
+        self._data_path = str(path.resolve() / "data.mdb")
+        self._mapped_bytes = 0
         self._env = open_environment(path, len(tables), map_size_bytes, readonly=readonly, readahead=readahead)
         self._handles = {}
         for name in tables:
@@ -139,7 +145,17 @@ class Database:
             if key in values:
                 return values[key]
         stored = self._reader().get(key, db=self._handles[table])
-        return None if stored is None else bytes(stored)
+        if stored is None:
+            return None
+        self._note_mapped(len(stored))
+        return bytes(stored)
+
+    def _note_mapped(self, length: int) -> None:
+        """A value was read, or written: at least its pages are mapped now."""
+        self._mapped_bytes += length + PAGE_BYTES // 8
+        if self._mapped_bytes > MAPPED_BYTES:
+            self._mapped_bytes = 0
+            unmap_pages(self._data_path)
 
     def put(self, table: TableName, key: bytes, value: bytes) -> None:
         """Set *key* (at most 511 bytes); visible at once, durable with the next batch."""
@@ -179,7 +195,9 @@ class Database:
                 if not key.startswith(prefix):
                     return
                 if after is None or key > after:
-                    yield key, bytes(cursor.value())
+                    value = bytes(cursor.value())
+                    self._note_mapped(len(value))
+                    yield key, value
                 found = cursor.next()
 
     def count(self, table: TableName) -> int:

@@ -24,6 +24,7 @@ import trio
 from sessfs.chrome import PathClass
 from sessfs.config import Settings, cache_bound_bytes
 from sessfs.errors import SessfsError, StartFailed
+from sessfs.local.memory import bound_heap
 from sessfs.local.state import read_hash_key
 from sessfs.mount import handshake, mountinfo
 from sessfs.mount.control import ControlServer
@@ -229,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.umask(0o077)
         _raise_file_limit()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
+        bound_heap()
         trio.run(serve, settings, ready)
     except SessfsError as exc:
         log.error("%s", exc)

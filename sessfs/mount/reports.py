@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def memory_bytes(pid: int) -> int:
-    """Anonymous memory of a process: what it needs, without the file pages that LMDB has mapped. 0 when it is gone."""
+    """Resident memory of a process, the file pages that it has mapped included. 0 when it is gone."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
+            if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
     except FileNotFoundError:
         return 0

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 GAP_BYTES = 128 * 1024
 """Two frames of a segment this near each other are read in one request: the gap costs less than a request."""
-READ_MAX_BYTES = 4 << 20
+READ_MAX_BYTES = 2 << 20
 PARALLEL_READS = 8
-MEMORY_BYTES = 24 << 20
+MEMORY_BYTES = 16 << 20
 STORE_QUEUE = 32
 """Frames of half a MiB at most that wait for the local store."""
 STORE_BATCH_BYTES = 4 << 20

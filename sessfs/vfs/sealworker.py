@@ -17,6 +17,7 @@ from sessfs.format.recipe import encode_extent, encode_hole
 from sessfs.local.chunkstore import CHUNK_TABLES
 from sessfs.local.chunkwriter import ChunkWriter
 from sessfs.local.db import Database
+from sessfs.local.memory import bound_heap
 from sessfs.types import ChunkId
 from sessfs.vfs.sealjobs import (
     DropRequest,
@@ -132,6 +133,7 @@ def main() -> None:
     memory can't be trusted to match the disk.
     """
     os.nice(NICE)
+    bound_heap()
     source, target = sys.stdin.buffer, sys.stdout.buffer
     body = read_message(source)
     if body is None:

@@ -32,17 +32,8 @@ MEMORY_MAX_BYTES = 200 << 20
 MIB = 1 << 20
 
 
-def memory_bytes(pid: int) -> int:
-    """Anonymous memory: LMDB's mapped pages are the page cache's, and go when anybody needs them."""
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{pid}/status") as status:
-        for line in status:
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
 class Watch:
-    """The most memory that a daemon and its seal process took, together, while the context is open."""
+    """The most resident memory, mapped pages and all, of a daemon and its seal process while the context is open."""
 
     def __init__(self, mounted: Mounted) -> None:
         self._mounted = mounted
@@ -51,7 +42,6 @@ class Watch:
         self.peak_bytes = 0
         self.parts: tuple[int, ...] = ()
         """The peak by process, the daemon first."""
-        self.peak_rss_bytes = 0
 
     def __enter__(self) -> Watch:
         self._thread.start()
@@ -64,11 +54,10 @@ class Watch:
     def _run(self) -> None:
         while not self._over.wait(0.05):
             pids = [each.pid for each in self._mounted.processes()]
-            each = tuple(memory_bytes(pid) for pid in pids)
-            if sum(each) > self.peak_bytes:
-                self.peak_bytes, self.parts = sum(each), each
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                self.peak_rss_bytes = max(self.peak_rss_bytes, sum(rss_bytes(pid) for pid in pids))
+                each = tuple(rss_bytes(pid) for pid in pids)
+                if sum(each) > self.peak_bytes:
+                    self.peak_bytes, self.parts = sum(each), each
 
 
 def incompressible(path: Path, n_bytes: int) -> str:
@@ -102,8 +91,7 @@ def test_memory_while_much_is_uploaded_and_restored(plain_bucket: Bucket) -> Non
     with bucket.mounted("--single-node", interval="2s") as second, Watch(second) as restore:
         assert {name: hash_of(second.path / "s" / name) for name in hashes} == hashes
     print(
-        f"{UPLOAD_MB} MB: uploading {upload.peak_bytes / 1e6:.0f} MB (RSS {upload.peak_rss_bytes / 1e6:.0f}), "
-        f"restoring {restore.peak_bytes / 1e6:.0f} MB (RSS {restore.peak_rss_bytes / 1e6:.0f}); "
+        f"{UPLOAD_MB} MB: uploading {upload.peak_bytes / 1e6:.0f} MB, restoring {restore.peak_bytes / 1e6:.0f} MB; "
         f"{upload.parts}, {restore.parts}"
     )
     assert upload.peak_bytes < MEMORY_MAX_BYTES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,6 @@ from sessfs.local.db import Database, TableName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 ONE, TWO = TableName("one"), TableName("two")
 MAP_BYTES = 1 << 20
@@ -151,3 +152,30 @@ def test_db_scan_equals_a_dictionary(
     wanted = [(k, v) for k, v in sorted(model.items()) if k.startswith(prefix) and (after is None or k > after)]
     assert list(db.scan(ONE, prefix, after)) == wanted
     db.close()
+
+
+def resident_bytes(path: Path) -> int:
+    """How much of the mapped file counts as this process's memory."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        fields = line.split()
+        if not fields[0].endswith(":"):
+            inside = line.endswith(str(path))
+        elif inside and fields[0] == "Rss:":
+            total += int(fields[1]) * 1024
+    return total
+
+
+def test_db_pages_that_were_read_do_not_stay_in_memory(tmp_path: Path) -> None:
+    database = Database(tmp_path / "env", (ONE,), 1 << 30)
+    try:
+        for number in range(100):
+            database.put(ONE, b"%d" % number, os.urandom(1 << 20))
+        flush(database)
+        for number in range(100):
+            assert len(database.get(ONE, b"%d" % number) or b"") == 1 << 20
+            assert resident_bytes(tmp_path / "env" / "data.mdb") < 24 << 20
+        assert sum(len(value) for _, value in database.scan(ONE)) == 100 << 20
+        assert resident_bytes(tmp_path / "env" / "data.mdb") < 24 << 20
+    finally:
+        database.close()

@@ -66,7 +66,7 @@ async def test_fetch_brings_a_file_in_few_reads_and_keeps_it(tmp_path: Path) -> 
 
 
 async def test_fetch_same_chunk_for_many_readers_is_one_request(tmp_path: Path) -> None:
-    store = FaultyStore(await publish(tmp_path))
+    store = FaultyStore(await publish(tmp_path, BODY[:1_000_000]))
     async with open_machine(tmp_path / "b", store, name="b") as machine:
         await machine.load(b"s")
         before = store.count("get")
