@@ -88,6 +88,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The longest that an acknowledged metadata change waits for its durable transaction."""
     seal_idle_s: float = 10.0
     """A hot file that has not been written to for this long is sealed."""
+    warn_total_bytes: int = 50 * 10**9
+    """Logical bytes of all sessions together, above which `status` warns."""
 
     def to_json(self) -> bytes:
         """One line of JSON, which from_json turns back into an equal value."""
@@ -235,6 +237,7 @@ def _table() -> dict[str, _Setting]:
         _Setting("grace", "grace_s", parse_duration),
         _Setting("commit_interval", "commit_interval_s", _positive_duration),
         _Setting("seal_idle", "seal_idle_s", _positive_duration),
+        _Setting("warn_total", "warn_total_bytes", _positive_size),
     )
     return {row.key: row for row in rows}
 

@@ -111,6 +111,11 @@ def test_documented_default_is_the_default(key: str, default: str) -> None:
     assert f"[default: {default}]" in (getattr(help_text, "help", "") or "")
 
 
+def test_documented_default_of_warn_total_is_the_default() -> None:
+    assert re.search(r"^\| `warn_total` \| [^|]* \| `50GB` \|", OPERATE, re.MULTILINE)
+    assert config.load(Path("/m"), {}, file=Path("/dev/null"), env={}, uid=0).warn_total_bytes == 50 * 10**9
+
+
 @each_document
 def test_make_targets_exist(document: Path) -> None:
     used = set(re.findall(r"(?:^ +|`)make ([a-z-]+)", document.read_text("utf-8"), re.MULTILINE))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from sessfs.cli import output
 from sessfs.errors import NotMounted
 from sessfs.mount import control, mountinfo, preflight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ANSWER_TIMEOUT_S = 30.0
 
@@ -88,21 +93,76 @@ def _for_people(key: str, value: Any) -> str:
     return str(value)
 
 
-def sessions(mountpoint: OneMount, as_json: Json = False) -> None:
-    """List the sessions of a mount: files, logical bytes, bytes that only it has, last change."""
+class Order(StrEnum):
+    """What `sessions` can be sorted by."""
+
+    SIZE = "size"
+    UNIQUE = "unique"
+    USED = "used"
+    NAME = "name"
+
+
+Sort = Annotated[
+    Order,
+    typer.Option("--sort", help="By name, by size or unique bytes (largest first), or by last use (latest first)."),
+]
+Reverse = Annotated[bool, typer.Option("--reverse", help="Turn the order around.")]
+
+
+def sessions(mountpoint: OneMount, sort: Sort = Order.NAME, reverse: Reverse = False, as_json: Json = False) -> None:
+    """List the sessions of a mount: files, logical bytes, bytes that only it has, last change and use, expiry."""
     state_dir = preflight.find_state(mountpoint)
     answer = control.call(state_dir, "sessions", {}, timeout_s=ANSWER_TIMEOUT_S, on_progress=None)
+    rows = sort_sessions(answer["sessions"], sort, reverse=reverse)
     if as_json:
-        output.print_json(answer)
+        output.print_json({**answer, "sessions": rows})
         return
-    rows = [
-        (
-            str(session["name"]),
-            str(session["files"]),
-            output.format_size(session["logical_bytes"]),
-            output.format_size(session["unique_bytes"]),
-            str(session["last_change"] or "-"),
-        )
-        for session in answer["sessions"]
-    ]
-    output.print_table(("SESSION", "FILES", "LOGICAL", "UNIQUE", "LAST CHANGE"), rows, right=(1, 2, 3))
+    columns = [column for column in COLUMNS if column.key in COLUMNS_OF_ALL or any(column.key in row for row in rows)]
+    right = [number for number, column in enumerate(columns) if column.is_number]
+    table = [[_session_cell(column, row) for column in columns] for row in rows]
+    output.print_table([column.title for column in columns], table, right=right)
+
+
+def sort_sessions(rows: list[dict[str, Any]], order: Order, *, reverse: bool) -> list[dict[str, Any]]:
+    """*rows* in that order, equal ones by name. What was never used counts as used longest ago."""
+    keys: dict[Order, Callable[[dict[str, Any]], Any]] = {
+        Order.SIZE: lambda row: -row["logical_bytes"],
+        Order.UNIQUE: lambda row: -row["unique_bytes"],
+        Order.USED: _by_last_use,
+        Order.NAME: lambda row: 0,
+    }
+    key = keys[order]
+    return sorted(rows, key=lambda row: (key(row), row["name"]), reverse=reverse)
+
+
+def _by_last_use(row: dict[str, Any]) -> float:
+    used = row.get("last_use") or row["last_change"]
+    return -datetime.fromisoformat(used).timestamp() if used else 0.0
+
+
+class Column(NamedTuple):
+    """A column of `sessions`: the key in JSON, and its title."""
+
+    key: str
+    title: str
+    is_number: bool = False
+
+
+COLUMNS = (
+    Column("name", "SESSION"),
+    Column("files", "FILES", True),
+    Column("logical_bytes", "LOGICAL", True),
+    Column("unique_bytes", "UNIQUE", True),
+    Column("last_change", "LAST CHANGE"),
+    Column("last_use", "LAST USE"),
+    Column("expires", "EXPIRES"),
+)
+COLUMNS_OF_ALL = frozenset({"name", "files", "logical_bytes", "unique_bytes", "last_change"})
+"""Columns that are there for every mount, also an empty one."""
+
+
+def _session_cell(column: Column, row: dict[str, Any]) -> str:
+    value = row.get(column.key)
+    if value is None:
+        return "-"
+    return output.format_size(value) if column.key.endswith("_bytes") else str(value)

@@ -83,6 +83,9 @@ CommitInterval = Annotated[
 SealIdle = Annotated[
     str | None, typer.Option(metavar="TIME", help="A file not written to for this long is deduplicated [default: 10s].")
 ]
+WarnTotal = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Warn when all sessions together have more [default: 50GB].")
+]
 
 
 def mount(
@@ -109,6 +112,7 @@ def mount(
     grace: Grace = None,
     commit_interval: CommitInterval = None,
     seal_idle: SealIdle = None,
+    warn_total: WarnTotal = None,
 ) -> None:
     """Mount at MOUNTPOINT, and return when the mount answers.
 

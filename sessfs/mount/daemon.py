@@ -164,7 +164,7 @@ class Daemon:
 
     def _verbs(self) -> dict[str, Verb]:
         return {
-            **CoreVerbs(self._volume, self._remote, self._operations.requests).verbs(),
+            **CoreVerbs(self._volume, self._remote, self._operations.requests, self._settings.warn_total_bytes).verbs(),
             **RemoteVerbs(self._remote).verbs(),
         }
 

@@ -30,9 +30,10 @@ def memory_bytes(pid: int) -> int:
 
 
 def status_report(
-    volume: Volume, uptime_s: float, requests: Mapping[str, int], remote: RemoteSide | None
+    volume: Volume, uptime_s: float, requests: Mapping[str, int], remote: RemoteSide | None, warn_total_bytes: int
 ) -> dict[str, Any]:
     """The keys of `sessfs status --json`, but for mountpoint and state directory."""
+    users, total = users_total(volume)
     totals = volume.reader.totals()
     files = logical = 0
     for _, counters in volume.inodes.iter_sessions():
@@ -46,6 +47,9 @@ def status_report(
         "pid": os.getpid(),
         "version": version("sessfs"),
         "uptime_seconds": round(uptime_s, 3),
+        "users": users,
+        "total_bytes": total,
+        "average_bytes": total // users if users else 0,
         "sessions": sessions,
         "files": files,
         "logical_bytes": logical,
@@ -57,8 +61,31 @@ def status_report(
         "memory_bytes": sum(memory_bytes(pid) for pid in pids),
         "requests": dict(sorted(requests.items())),
         **(remote.status() if remote is not None else {}),
-        "warnings": warnings(volume) + (remote.warnings() if remote is not None else []),
+        "warnings": [
+            *warnings(volume),
+            *total_warning(users, total, warn_total_bytes),
+            *(remote.warnings() if remote is not None else []),
+        ],
     }
+
+
+def users_total(volume: Volume) -> tuple[int, int]:
+    """How many users there are, one session each, and their logical bytes: what `du` would say without sessfs.
+
+    Of a session that was not loaded from the remote yet, the bytes are not known, and count as none.
+    """
+    sessions = list_sessions(volume.inodes)
+    return len(sessions), sum(volume.inodes.session_counters(session).logical_bytes for _, session in sessions)
+
+
+def total_warning(users: int, total_bytes: int, warn_total_bytes: int) -> list[str]:
+    """At most one line: all users together have more than was allowed for."""
+    if total_bytes <= warn_total_bytes:
+        return []
+    return [
+        f"all sessions ({users}) have {total_bytes / 1e9:.3g} GB together, more than --warn-total "
+        f"({warn_total_bytes / 1e9:g} GB): `sessfs sessions --sort size` names the largest"
+    ]
 
 
 def _ratio(whole: int, part: int) -> float:

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 class CoreVerbs:
     """*requests* counts what the kernel asked, by kind."""
 
-    def __init__(self, volume: Volume, remote: RemoteSide | None, requests: Mapping[str, int]) -> None:
+    def __init__(
+        self, volume: Volume, remote: RemoteSide | None, requests: Mapping[str, int], warn_total_bytes: int
+    ) -> None:
         self._volume = volume
         self._remote = remote
         self._requests = requests
+        self._warn_total_bytes = warn_total_bytes
         self._started_s = time.monotonic()
 
     def verbs(self) -> dict[str, Verb]:
@@ -36,7 +39,7 @@ class CoreVerbs:
 
     async def _status(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         uptime_s = time.monotonic() - self._started_s
-        return status_report(self._volume, uptime_s, self._requests, self._remote)
+        return status_report(self._volume, uptime_s, self._requests, self._remote, self._warn_total_bytes)
 
     async def _commit(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         await self._volume.commit_all()

@@ -26,6 +26,7 @@ COMMAND = (sys.executable, "-m", "sessfs.cli.main")
 STATUS_KEYS = {
     *("pid", "version", "uptime_seconds", "sessions", "files", "logical_bytes", "stored_bytes", "dedup_ratio"),
     *("compression_ratio", "hot_bytes", "cache_bytes", "memory_bytes", "warnings"),
+    *("users", "total_bytes", "average_bytes"),
 }
 RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 
@@ -222,6 +223,54 @@ def test_status_json_has_the_promised_keys(mount: Mounted) -> None:
     assert status["logical_bytes"] == 1_000_000
     assert status["warnings"] == []
     assert status["mountpoint"] == str(mount.path)
+
+
+def test_status_says_how_many_users_there_are_and_what_they_have(mount: Mounted) -> None:
+    for name, size in (("alice", 3_000_000), ("bob", 1_000_000)):
+        (mount.path / name).mkdir()
+        (mount.path / name / "f").write_bytes(b"a" * size)
+    (mount.path / "a file of no user").write_bytes(b"a" * 500)
+    status = mount.status()
+    assert (status["users"], status["total_bytes"], status["average_bytes"]) == (2, 4_000_000, 2_000_000)
+
+
+def test_status_warns_above_warn_total() -> None:
+    with Mounted(options=["--warn-total", "3MB"]) as mount:
+        (mount.path / "alice").mkdir()
+        (mount.path / "alice" / "f").write_bytes(b"a" * 3_000_000)
+        assert mount.status()["warnings"] == []
+        (mount.path / "alice" / "g").write_bytes(b"a")
+        (warning,) = mount.status()["warnings"]
+        assert warning.startswith("all sessions (1) have 0.003 GB together, more than --warn-total (0.003 GB): ")
+        mount.umount()
+        done = mount.sessfs("mount", str(mount.path), "--state", str(mount.state), *mount.options)
+        assert "--warn-total" in done.stderr
+        mount.adopt()
+
+
+def test_sessions_are_sorted_as_asked(mount: Mounted) -> None:
+    shared = os.urandom(3_000_000)
+    (mount.path / "a-shares").mkdir()
+    (mount.path / "a-shares" / "f").write_bytes(shared)
+    (mount.path / "c-shares").mkdir()
+    (mount.path / "c-shares" / "f").write_bytes(shared + b"a little more")
+    time.sleep(1.1)  # last changes are shown to the second
+    (mount.path / "b-alone").mkdir()
+    (mount.path / "b-alone" / "f").write_bytes(os.urandom(1_000_000))
+    mount.seal()
+
+    def listed(*options: str) -> list[str]:
+        answer = json.loads(mount.sessfs("sessions", str(mount.path), "--json", *options).stdout)
+        return [row["name"] for row in answer["sessions"]]
+
+    assert listed() == ["a-shares", "b-alone", "c-shares"]
+    assert listed("--reverse") == ["c-shares", "b-alone", "a-shares"]
+    assert listed("--sort", "size") == ["c-shares", "a-shares", "b-alone"]
+    assert listed("--sort", "unique")[0] == "b-alone"
+    assert listed("--sort", "used")[0] == "b-alone"
+    assert listed("--sort", "used", "--reverse")[-1] == "b-alone"
+    shown = mount.sessfs("sessions", str(mount.path), "--sort", "size").stdout
+    assert [line.split()[0] for line in shown.splitlines()] == ["SESSION", "c-shares", "a-shares", "b-alone"]
 
 
 def test_status_of_all_mounts_shows_dead_ones_too(mount: Mounted) -> None:
