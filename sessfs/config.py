@@ -319,12 +319,11 @@ def default_state_dir(mountpoint: Path, *, env: Mapping[str, str], uid: int) -> 
     """Where the state of *mountpoint* is kept unless `--state` says otherwise.
 
     Root: /var/lib/sessfs/NAME; others: $XDG_STATE_HOME/sessfs/NAME, by default ~/.local/state/sessfs/NAME. NAME is
-    the mountpoint's path with `-` for `/`; one too long for a file name keeps its end and gets a hash.
+    the end of the mountpoint's path with `-` for `/`, for people, and a hash of the whole, so that no two share one.
     """
-    name = str(mountpoint).strip("/").replace("/", "-") or "root"
-    if len(os.fsencode(name)) > 200:
-        digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
-        name = f"{digest}-{os.fsencode(name)[-180:].decode('utf-8', 'ignore')}"
+    encoded = os.fsencode(mountpoint)
+    readable = encoded.strip(b"/").replace(b"/", b"-")[-180:].decode("utf-8", "ignore") or "root"
+    name = f"{readable}-{hashlib.sha256(encoded).hexdigest()[:8]}"
     if uid == 0:
         return Path("/var/lib/sessfs") / name
     base = env.get("XDG_STATE_HOME") or os.path.join(env.get("HOME") or "~", ".local", "state")

@@ -22,7 +22,7 @@ _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_to
 
 settings.register_profile("dev", deadline=None, suppress_health_check=_SLOW)
 settings.register_profile("ci", deadline=None, suppress_health_check=_SLOW, print_blob=True)
-settings.register_profile("soak", deadline=None, suppress_health_check=_SLOW, max_examples=5_000, print_blob=True)
+settings.register_profile("soak", deadline=None, suppress_health_check=_SLOW, max_examples=1_000, print_blob=True)
 settings.load_profile("dev")
 
 

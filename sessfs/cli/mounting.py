@@ -26,7 +26,7 @@ State = Annotated[
     typer.Option(
         metavar="DIR",
         help="Where the data lies, on a local disk [default: /var/lib/sessfs/MOUNTPOINT for root, "
-        "else ~/.local/state/sessfs/MOUNTPOINT, with - for /].",
+        "else ~/.local/state/sessfs/MOUNTPOINT, with - for / and a hash].",
     ),
 ]
 CacheSize = Annotated[

@@ -206,16 +206,17 @@ def test_settings_are_frozen() -> None:
 def test_default_state_dir_of_a_user_lies_in_the_home() -> None:
     env = {"HOME": "/home/u"}
     assert config.default_state_dir(PLACE, env=env, uid=1000) == Path(
-        "/home/u/.local/state/sessfs/srv-.whatsapp-sessions"
+        "/home/u/.local/state/sessfs/srv-.whatsapp-sessions-f4f06352"
     )
     env["XDG_STATE_HOME"] = "/x"
-    assert config.default_state_dir(PLACE, env=env, uid=1000) == Path("/x/sessfs/srv-.whatsapp-sessions")
+    assert config.default_state_dir(PLACE, env=env, uid=1000) == Path("/x/sessfs/srv-.whatsapp-sessions-f4f06352")
 
 
-def test_default_state_dir_of_a_long_path_is_a_valid_name_and_differs() -> None:
-    paths = [Path("/" + "/".join(["ä" * 50] * 10) + end) for end in ("/a", "/b")]
+def test_default_state_dirs_of_any_two_mountpoints_differ_and_are_valid_names() -> None:
+    long = ["/" + "/".join(["ä" * 50] * 10) + end for end in ("/a", "/b")]
+    paths = [Path(path) for path in (*long, "/a-b", "/a/b", "/a-/b", "/a/-b", "/", os.fsdecode(b"/\xff"), "/root")]
     names = [config.default_state_dir(path, env={}, uid=0).name for path in paths]
-    assert len(set(names)) == 2
+    assert len(set(names)) == len(paths)
     assert all(len(os.fsencode(name)) <= 255 for name in names)
 
 
