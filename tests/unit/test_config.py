@@ -34,7 +34,7 @@ def no_default_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_load_nothing_given_takes_the_documented_defaults() -> None:
     settings = load()
-    assert settings.state_dir == Path("/var/lib/sessfs/srv-.whatsapp-sessions")
+    assert settings.state_dir == Path("/var/lib/sessfs/srv-.whatsapp-sessions-f4f06352")
     assert (settings.interval_s, settings.commit_interval_s, settings.seal_idle_s) == (60, 1, 10)
     assert settings.cache_size_bytes is None
     assert settings.remote is None
