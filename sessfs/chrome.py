@@ -8,10 +8,6 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Collection
 
 _SIMPLE_CACHE = re.compile(rb"[0-9a-f]{16}_[0-9s]\Z")
 
@@ -86,11 +82,6 @@ def is_json(name: bytes) -> bool:
 def is_sqlite(name: bytes) -> bool:
     """True for databases known by their name; others are told by their header."""
     return name in _SQLITE
-
-
-def is_profile_root(names: Collection[bytes]) -> bool:
-    """True if a directory with these *names* is what Chrome got as --user-data-dir."""
-    return b"Local State" in names
 
 
 def lock_owner(name: bytes, target: bytes) -> tuple[str, int] | None:
