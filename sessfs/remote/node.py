@@ -62,7 +62,11 @@ log = logging.getLogger(__name__)
 BEAT_S = 20.0
 RETRY_S = 5.0
 CHECKPOINT_EVERY = 16
+CHECKPOINT_AT_LAST = 128
+"""After as many segments a checkpoint is written even where publishing never leaves time for a heartbeat."""
 SWAP_TRIES = 4
+SURE_S = 5.0
+"""A swap that succeeded this long ago is proof enough that the node was not fenced."""
 PAGE = 1000
 
 
@@ -184,10 +188,11 @@ class Node:
             await self._sleep_unless_fenced(max(self._written_s + BEAT_S - self._monotonic_s(), 0.05))
             if self.fenced is not None:
                 return
-            if self._monotonic_s() - self._written_s < BEAT_S:
+            behind = self._state.last_segment - self._state.last_checkpoint
+            if self._monotonic_s() - self._written_s < BEAT_S and behind < CHECKPOINT_AT_LAST:
                 continue
             try:
-                if self._state.last_segment - self._state.last_checkpoint >= CHECKPOINT_EVERY:
+                if behind >= CHECKPOINT_EVERY:
                     await self.checkpoint()
                 else:
                     await self._swap()
@@ -218,6 +223,9 @@ class Node:
 
     async def announce(self, name: bytes) -> None:
         """See Publisher. What a removed session of the same name left there is superseded by the catalogue."""
+        if self._monotonic_s() - self._written_s > SURE_S:
+            # A node that was fenced must not leave names that others would see.
+            await self._swap()
         record = SessionObject(name=name, holder=(self.name, self.incarnation), manifest=None, sequence=0, kept=[])
         with contextlib.suppress(RemoteConflict):
             await self._store.put_if(

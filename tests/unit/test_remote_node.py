@@ -149,6 +149,33 @@ async def test_node_take_over_needs_a_heart_that_does_not_beat(autojump_clock: t
     assert await segment_of(other, b"s") == 1
 
 
+async def test_node_fenced_announces_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    """A name that it left behind would be an empty directory for everybody else."""
+    store = MemoryStore()
+    node = await take(store)
+    await node.announce(b"before")
+    other = await take(store, "b", take_over=True, stale_s=30)
+    with pytest.raises(Fenced):
+        await node.announce(b"after")
+    assert await other.resolve(b"after") is None
+    assert await other.resolve(b"before") is not None
+
+
+async def test_node_that_always_publishes_writes_checkpoints_too(autojump_clock: trio.testing.MockClock) -> None:
+    """Its heart never needs to beat for its own sake, and a take-over must not read every footer since the start."""
+    store = MemoryStore()
+    node = await take(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.run)
+        for _ in range(node_module.CHECKPOINT_AT_LAST + 10):
+            await publish(node, store, b"s")
+            await trio.sleep(5)
+        nursery.cancel_scope.cancel()
+    state = decode_state(store.objects[state_key("a")])
+    assert state.has_checkpoint
+    assert state.last_checkpoint >= node_module.CHECKPOINT_AT_LAST
+
+
 async def test_node_fenced_ends_its_run_and_says_by_whom(autojump_clock: trio.testing.MockClock) -> None:
     store = MemoryStore()
     node = await take(store)
