@@ -22,6 +22,19 @@ def wants_direct_io(name: bytes) -> bool:
     return _SIMPLE_CACHE.match(name) is not None
 
 
+CHROME_PROCESSES = (
+    "chrome",
+    "chromium",
+    "chromium-browser",
+    "chrome-headless-shell",
+    "headless_shell",
+    "chrome_crashpad_handler",
+    "msedge",
+    "brave",
+)
+"""File names of the programs that count as Chrome, as /proc/PID/exe gives them."""
+
+
 class PathClass(IntEnum):
     """What of a profile leaves its node. A directory's class is that of everything below it."""
 

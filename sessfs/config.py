@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from sessfs.chrome import CHROME_PROCESSES
 from sessfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +85,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     upload_caches: bool = False
     grace_s: float = 7 * 86400.0
     """Collection deletes nothing in the remote that is younger."""
+    max_sessions: int | None = None
+    """Most top-level directories; None: no limit. So for the next three. What `sessfs limit` set wins over all four."""
+    max_active: int | None = None
+    """Most sessions with open files."""
+    max_session_bytes: int | None = None
+    """Most bytes of the files of one session."""
+    max_unique_bytes: int | None = None
+    """Most bytes that one session alone has."""
+    chrome_names: tuple[str, ...] = CHROME_PROCESSES
+    """Names of the programs whose opens count as use of a session."""
     commit_interval_s: float = 1.0
     """The longest that an acknowledged metadata change waits for its durable transaction."""
     seal_idle_s: float = 10.0
@@ -169,6 +180,27 @@ def _positive_duration(value: object) -> float:
     return seconds
 
 
+def _count_or_off(value: object) -> int | None:
+    if value == "off":
+        return None
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        raise ValueError(f"{value!r} is not a number above 0, or off")
+    return value
+
+
+def _size_or_off(value: object) -> int | None:
+    return None if value == "off" else _positive_size(value)
+
+
+def _names(value: object) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise ValueError(f"{value!r} is not a list of names")
+    return tuple(dict.fromkeys(part.strip() for part in parts))
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is not a text")
@@ -235,6 +267,11 @@ def _table() -> dict[str, _Setting]:
         _Setting("unmount_timeout", "unmount_timeout_s", _positive_duration),
         _Setting("upload_caches", "upload_caches", _switch),
         _Setting("grace", "grace_s", parse_duration),
+        _Setting("max_sessions", "max_sessions", _count_or_off),
+        _Setting("max_active", "max_active", _count_or_off),
+        _Setting("max_session_bytes", "max_session_bytes", _size_or_off),
+        _Setting("max_unique_bytes", "max_unique_bytes", _size_or_off),
+        _Setting("chrome_names", "chrome_names", _names),
         _Setting("commit_interval", "commit_interval_s", _positive_duration),
         _Setting("seal_idle", "seal_idle_s", _positive_duration),
         _Setting("warn_total", "warn_total_bytes", _positive_size),

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sessfs.cli import checking, doctor, looking, mounting, opening, output, remote_commands, syncing
+from sessfs.cli import checking, doctor, limiting, looking, mounting, opening, output, remote_commands, syncing
 from sessfs.errors import SessfsError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130
@@ -31,6 +31,7 @@ def build_app() -> typer.Typer:
         looking.status,
         looking.sessions,
         syncing.sync,
+        limiting.limit,
         opening.check,
         checking.fsck,
         remote_commands.gc,

@@ -77,6 +77,22 @@ UploadCaches = Annotated[bool, typer.Option("--upload-caches", help="Upload Chro
 Grace = Annotated[
     str | None, typer.Option(metavar="TIME", help="Collection spares remote objects younger than this [default: 7d].")
 ]
+MaxSessions = Annotated[
+    str | None, typer.Option(metavar="N", help="Most sessions, or off; one more gets EDQUOT [default: off].")
+]
+MaxActive = Annotated[
+    str | None, typer.Option(metavar="N", help="Most sessions with open files at once, or off [default: off].")
+]
+MaxSessionBytes = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most bytes of one session's files, or off [default: off].")
+]
+MaxUniqueBytes = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Most bytes that only one session has, or off [default: off].")
+]
+ChromeNames = Annotated[
+    str | None,
+    typer.Option(metavar="NAME[,NAME]", help="Programs whose opens count as use [default: chrome, chromium, ...]."),
+]
 CommitInterval = Annotated[
     str | None, typer.Option(metavar="TIME", help="Longest until a change is durable without fsync [default: 1s].")
 ]
@@ -110,6 +126,11 @@ def mount(
     unmount_timeout: UnmountTimeout = None,
     upload_caches: UploadCaches = False,
     grace: Grace = None,
+    max_sessions: MaxSessions = None,
+    max_active: MaxActive = None,
+    max_session_bytes: MaxSessionBytes = None,
+    max_unique_bytes: MaxUniqueBytes = None,
+    chrome_names: ChromeNames = None,
     commit_interval: CommitInterval = None,
     seal_idle: SealIdle = None,
     warn_total: WarnTotal = None,

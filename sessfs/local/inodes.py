@@ -16,6 +16,8 @@ from sessfs.format.recipe import Recipe
 from sessfs.local.changes import DIRTY, Changes
 from sessfs.local.db import Database, TableName
 from sessfs.local.places import PLACE_TABLES
+from sessfs.local.policy import POLICY
+from sessfs.local.users import Users
 from sessfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ META_TABLES = (
     REFS,
     SUPER,
     DIRTY,
+    POLICY,
     *PLACE_TABLES,
 )
 META_MAP_BYTES = 1 << 36
@@ -187,16 +190,16 @@ class SessionCounters:
         self.last_change_ns = last_change_ns
 
 
-class Inodes:
+class Inodes(Users):
     """The inode cache over a Database. Used by the request loop alone; nothing here blocks but a read of LMDB."""
 
     def __init__(self, db: Database) -> None:
+        super().__init__()
         self._db = db
         self._cache: dict[Ino, Inode] = {}
         self._dirty: dict[Ino, Inode] = {}
         self._sessions: dict[Ino, SessionCounters] = {}
         self._dirty_sessions: set[Ino] = set()
-        self._lookups: dict[Ino, int] = {}
         self._next = self._limit = 0
         self.is_hard_dirty = False
         """True when an inode changed since the last `encode_dirty` in a way that only a commit makes durable."""
@@ -306,29 +309,6 @@ class Inodes:
         for ino in idle[: max(len(self._cache) - MAX_CLEAN_INODES * 3 // 4, 0)]:
             del self._cache[ino]
 
-    # -- kernel references
-
-    def remember(self, ino: Ino) -> None:
-        """The kernel was told of *ino* once more."""
-        self._lookups[ino] = self._lookups.get(ino, 0) + 1
-
-    def forget(self, ino: Ino, count: int) -> bool:
-        """The kernel forgets *count* times; True when it then knows the inode no more."""
-        left = self._lookups.get(ino, 0) - count
-        if left > 0:
-            self._lookups[ino] = left
-            return False
-        self._lookups.pop(ino, None)
-        return True
-
-    def is_known(self, ino: Ino) -> bool:
-        """True while the kernel holds a reference."""
-        return ino in self._lookups
-
-    def count_open(self) -> int:
-        """Number of inodes with open files."""
-        return sum(1 for inode in self._cache.values() if inode.opens)
-
     # -- dentries
 
     def find_dentry(self, parent: Ino, name: bytes) -> Dentry | None:
@@ -368,6 +348,11 @@ class Inodes:
         for key, value in self._db.scan(DENTRIES, prefix, None if after is None else prefix + after):
             ino, kind = DENTRY.unpack(value)
             yield key[INO.size :], Dentry(Ino(ino), kind)
+
+    def iter_names_with(self, parent: Ino, start: bytes) -> Iterator[bytes]:
+        """The names in *parent* that begin with *start*, in order of their bytes."""
+        for key, _ in self._db.scan(DENTRIES, INO.pack(parent) + start):
+            yield key[INO.size :]
 
     def has_entries(self, parent: Ino) -> bool:
         """True when the directory holds any name."""

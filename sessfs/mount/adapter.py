@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,10 @@ from sessfs.types import ROOT_INO, Ino
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pyfuse3 import FlagT, RequestContext
+
     from sessfs.local.inodes import Inode
+    from sessfs.sessions.lastuse import LastUse
     from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
 
@@ -28,8 +32,11 @@ class Adapter(Operations):
     enable_writeback_cache = True
     supports_dot_lookup = True
 
-    def __init__(self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None = None) -> None:
+    def __init__(
+        self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None, last_use: LastUse
+    ) -> None:
         super().__init__()
+        self._last_use = last_use
         self._volume = volume
         self._sessions = sessions
         self._inodes = volume.inodes
@@ -59,6 +66,21 @@ class Adapter(Operations):
             dentry = self._inodes.find_dentry(ROOT_INO, name)
             if dentry is not None and dentry.ino in self._sessions.stubs:
                 await self._sessions.load(dentry.ino)
+
+    # -- opening
+
+    def _ask_quota(self, inode: Inode, flags: FlagT, ctx: RequestContext) -> bool:
+        """EDQUOT, or whether the file is to be written without the kernel's page cache."""
+        quota, access = self._fileio.quota, flags & os.O_ACCMODE
+        if quota is None:
+            return False
+        return quota.open(inode, writes=access != os.O_RDONLY, reads=access != os.O_WRONLY, pid=ctx.pid)
+
+    def _note_open(self, inode: Inode, flags: FlagT, ctx: RequestContext) -> None:
+        self._inodes.note_open(inode)
+        self._last_use.opened(inode.session, ctx.pid)
+        if ctx.uid != 0 and flags & os.O_ACCMODE != os.O_RDONLY:
+            inode.user_writes = True
 
     # -- translating
 

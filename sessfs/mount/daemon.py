@@ -30,9 +30,11 @@ from sessfs.mount import handshake, mountinfo
 from sessfs.mount.control import ControlServer
 from sessfs.mount.fuseops import SessionOperations
 from sessfs.mount.node_gate import NodeGate
+from sessfs.mount.policies import Policies
 from sessfs.mount.remote_side import RemoteSide
 from sessfs.mount.repository import ANSWER_DEADLINE_S, CachedState, opened_repository
 from sessfs.mount.verbs_core import CoreVerbs
+from sessfs.mount.verbs_limits import LimitVerbs
 from sessfs.mount.verbs_remote import RemoteVerbs
 from sessfs.sync.fetch import RemoteChunks
 from sessfs.vfs.volume import RemoteHooks, Volume
@@ -91,7 +93,8 @@ class Daemon:
         if repository is not None and self._gate is not None and self._chunks is not None:
             self._remote = RemoteSide(repository, self._gate, self._chunks, self._volume, settings)
         sessions = self._remote.sessions if self._remote is not None else None
-        self._operations = SessionOperations(self._volume, time.time_ns, sessions)
+        self._policies = Policies(self._volume, settings, self._remote)
+        self._operations = SessionOperations(self._volume, time.time_ns, sessions, self._policies.last_use)
 
     def _bound(self) -> int:
         state = self._settings.state_dir
@@ -130,6 +133,7 @@ class Daemon:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._volume.run)
+                nursery.start_soon(self._policies.run)
                 if self._remote is not None:
                     nursery.start_soon(self._remote.run)
                 await nursery.start(ControlServer(self._settings.state_dir, self._verbs()).run)
@@ -164,8 +168,9 @@ class Daemon:
 
     def _verbs(self) -> dict[str, Verb]:
         return {
-            **CoreVerbs(self._volume, self._remote, self._operations.requests, self._settings.warn_total_bytes).verbs(),
+            **CoreVerbs(self._volume, self._remote, self._operations.requests, self._settings, self._policies).verbs(),
             **RemoteVerbs(self._remote).verbs(),
+            **LimitVerbs(self._volume, self._policies, self._remote).verbs(),
         }
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         XAttrNameT,
     )
 
-    from sessfs.local.inodes import Inode
+    from sessfs.sessions.lastuse import LastUse
     from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
 
@@ -65,8 +65,10 @@ def _only_kernel_times(fields: SetattrFields, attr: EntryAttributes, now_ns: int
 class SessionOperations(Adapter):
     """pyfuse3's handlers over a Volume."""
 
-    def __init__(self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None = None) -> None:
-        super().__init__(volume, clock_ns, sessions)
+    def __init__(
+        self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None, last_use: LastUse
+    ) -> None:
+        super().__init__(volume, clock_ns, sessions, last_use)
         self._dirs: dict[int, _DirHandle] = {}
         self._next_dir = 1
 
@@ -249,6 +251,7 @@ class SessionOperations(Adapter):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """Open; O_TRUNC arrives here."""
         node = self._names.get(Ino(inode))
+        direct = self._ask_quota(node, flags, ctx)
         if flags & os.O_TRUNC:
             if self.read_only_reason() is not None:
                 raise FUSEError(errno.EROFS)
@@ -256,12 +259,7 @@ class SessionOperations(Adapter):
             if ctx.uid != 0:
                 self._fileio.drop_privileges(node)
         self._note_open(node, flags, ctx)
-        return FileInfo(fh=node.ino, keep_cache=True)
-
-    def _note_open(self, inode: Inode, flags: FlagT, ctx: RequestContext) -> None:
-        inode.opens += 1
-        if ctx.uid != 0 and flags & os.O_ACCMODE != os.O_RDONLY:
-            inode.user_writes = True
+        return FileInfo(fh=node.ino, keep_cache=True, direct_io=direct)
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -281,9 +279,11 @@ class SessionOperations(Adapter):
     async def release(self, fh: FileHandleT) -> None:
         """One open less; an inode without names goes with its last."""
         node = self._names.get(Ino(fh))
-        node.opens -= 1
+        self._inodes.note_closed(node)
         if node.opens == 0:
             node.user_writes = False
+            if self._fileio.quota is not None:
+                self._fileio.quota.closed(node)
         if node.nlink == 0 and node.opens == 0 and not self._inodes.is_known(node.ino):
             self._names.reclaim(node)
 

@@ -14,6 +14,7 @@ from sessfs.sessions.usage import list_sessions, measure_session
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sessfs.mount.policies import Policies
     from sessfs.mount.remote_side import RemoteSide
     from sessfs.vfs.volume import Volume
 
@@ -104,12 +105,13 @@ def warnings(volume: Volume) -> list[str]:
     return found
 
 
-async def sessions_report(volume: Volume, remote: RemoteSide | None) -> dict[str, Any]:
+async def sessions_report(volume: Volume, remote: RemoteSide | None, policies: Policies) -> dict[str, Any]:
     """The answer behind `sessfs sessions`."""
     rows = []
     for name, session in list_sessions(volume.inodes):
         row = msgspec.to_builtins(await measure_session(volume.inodes, volume.references, name, session))
         if remote is not None:
             row |= remote.session_risk(session)
+        row |= policies.session_row(session)
         rows.append(row)
     return {"sessions": rows}

@@ -10,7 +10,9 @@ from sessfs.mount.reports import sessions_report, status_report
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sessfs.config import Settings
     from sessfs.mount.control import Progress, Verb
+    from sessfs.mount.policies import Policies
     from sessfs.mount.remote_side import RemoteSide
     from sessfs.vfs.volume import Volume
 
@@ -19,12 +21,18 @@ class CoreVerbs:
     """*requests* counts what the kernel asked, by kind."""
 
     def __init__(
-        self, volume: Volume, remote: RemoteSide | None, requests: Mapping[str, int], warn_total_bytes: int
+        self,
+        volume: Volume,
+        remote: RemoteSide | None,
+        requests: Mapping[str, int],
+        settings: Settings,
+        policies: Policies,
     ) -> None:
         self._volume = volume
         self._remote = remote
         self._requests = requests
-        self._warn_total_bytes = warn_total_bytes
+        self._settings = settings
+        self._policies = policies
         self._started_s = time.monotonic()
 
     def verbs(self) -> dict[str, Verb]:
@@ -39,7 +47,9 @@ class CoreVerbs:
 
     async def _status(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         uptime_s = time.monotonic() - self._started_s
-        return status_report(self._volume, uptime_s, self._requests, self._remote, self._warn_total_bytes)
+        report = status_report(self._volume, uptime_s, self._requests, self._remote, self._settings.warn_total_bytes)
+        report["warnings"] += self._policies.warnings()
+        return report
 
     async def _commit(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         await self._volume.commit_all()
@@ -52,7 +62,7 @@ class CoreVerbs:
         return {}
 
     async def _sessions(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        return await sessions_report(self._volume, self._remote)
+        return await sessions_report(self._volume, self._remote, self._policies)
 
     async def _open_files(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         return {"inodes": self._volume.inodes.count_open()}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sessfs.local.hotfiles import HotFiles
     from sessfs.local.inodes import Inode, Inodes
     from sessfs.types import ChunkId, Ino
+    from sessfs.vfs.quota import Quota
 
 READ_AHEAD_BYTES = 2 << 20
 """Who waits for one chunk of a file will want the next: what follows comes with it, mostly in the same request."""
@@ -63,6 +64,8 @@ class FileIO(Contents):
         self._chunks = chunks
         self.full_reason: str | None = None
         """When set, writes that need room answer ENOSPC with this text."""
+        self.quota: Quota | None = None
+        """Asked before a file grows; None while nothing is limited."""
 
     # -- reading
 
@@ -131,10 +134,13 @@ class FileIO(Contents):
 
     async def write(self, inode: Inode, offset: int, content: bytes) -> int:
         """Write all of *content*; returns its length. Acknowledged means: survives the application, and the daemon
-        once the next commit has named its hot file; durable only after fsync. Raises StoreFull (nothing changed).
+        once the next commit has named its hot file; durable only after fsync. Raises StoreFull, or PosixError EDQUOT
+        (nothing changed).
         """
         end = offset + len(content)
         self._require_room()
+        if self.quota is not None and end > inode.size:
+            self.quota.grow(inode, end - inode.size)
         await self._unshare(inode)
         while missing := self._hydrate_edges(inode, offset, end):
             await self._chunks.fetch(missing)
@@ -200,9 +206,16 @@ class FileIO(Contents):
                 self.make_hot(inode, extent.start, extent.end)
 
     async def truncate(self, inode: Inode, size: int) -> None:
-        """Set the size: what is cut off is gone, what is added reads as zeros. Raises StoreFull for growth only."""
+        """Set the size: what is cut off is gone, what is added reads as zeros. Raises StoreFull, or PosixError EDQUOT,
+        for growth only.
+        """
         if size > inode.size:
             self._require_room()
+        if self.quota is not None:
+            if size > inode.size:
+                self.quota.grow(inode, size - inode.size)
+            else:
+                self.quota.shrunk(inode)
         if size == 0:
             self._clear(inode)
             return

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sessfs.local.inodes import Inodes
+    from sessfs.vfs.quota import Quota
 
 NAME_MAX_BYTES = 255
 LINK_MAX = 65_000
@@ -45,6 +46,8 @@ class Namespace:
         self._inodes = inodes
         self._clock_ns = clock_ns
         self._discard = discard
+        self.quota: Quota | None = None
+        """Asked before something new is made; None while nothing is limited."""
 
     def ensure_root(self, uid: int, gid: int) -> Inode:
         """The root directory, made on first use with mode 0755."""
@@ -101,10 +104,15 @@ class Namespace:
         return directory
 
     def make(self, parent: Ino, name: bytes, mode: int, owner: Owner, rdev: int = 0) -> Inode:
-        """Create a file of the type in *mode* (any but a symlink). EEXIST, ENAMETOOLONG, or ENOENT in a removed
-        directory.
+        """Create a file of the type in *mode* (any but a symlink). EEXIST, ENAMETOOLONG, ENOENT in a removed directory,
+        or EDQUOT.
         """
         directory = self._directory_for_new(parent, name)
+        if self.quota is not None:
+            if parent == ROOT_INO and stat.S_ISDIR(mode):
+                self.quota.add_session()
+            else:
+                self.quota.add_name(directory.session)
         now = self._clock_ns()
         gid = owner.gid
         if directory.mode & stat.S_ISGID:

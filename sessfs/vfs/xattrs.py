@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sessfs.vfs.namespace import Namespace
 
 XATTR_VALUE_MAX_BYTES = 65_536
+OWN_PREFIX = b"trusted.sessfs."
+"""What sessfs itself notes at an inode: no program sees or changes it, and it travels like the others."""
 
 
 class Xattrs:
@@ -28,7 +30,7 @@ class Xattrs:
     def get(self, ino: Ino, name: bytes) -> bytes:
         """The value; ENODATA when there is none."""
         value = self._inodes.find_xattr(ino, name)
-        if value is None:
+        if value is None or name.startswith(OWN_PREFIX):
             raise PosixError(errno.ENODATA)
         return value
 
@@ -36,6 +38,8 @@ class Xattrs:
         """Set a `user.`, `trusted.` or `security.` xattr of up to 64 KiB; EOPNOTSUPP for other classes, E2BIG."""
         if not name.startswith((b"user.", b"trusted.", b"security.")):
             raise PosixError(errno.EOPNOTSUPP)
+        if name.startswith(OWN_PREFIX):
+            raise PosixError(errno.EPERM, "sessfs keeps these for itself")
         if len(value) > XATTR_VALUE_MAX_BYTES:
             raise PosixError(errno.E2BIG)
         inode = self._names.get(ino)
@@ -44,14 +48,14 @@ class Xattrs:
 
     def remove(self, ino: Ino, name: bytes) -> None:
         """Remove the xattr; ENODATA when there is none."""
-        if self._inodes.find_xattr(ino, name) is None:
+        if name.startswith(OWN_PREFIX) or self._inodes.find_xattr(ino, name) is None:
             raise PosixError(errno.ENODATA)
         self._inodes.delete_xattr(ino, name)
         self._touch_ctime(self._names.get(ino))
 
     def names(self, ino: Ino) -> list[bytes]:
         """Names of all xattrs."""
-        return [name for name, _ in self._inodes.iter_xattrs(ino)]
+        return [name for name, _ in self._inodes.iter_xattrs(ino) if not name.startswith(OWN_PREFIX)]
 
     def _touch_ctime(self, inode: Inode) -> None:
         now = self._clock_ns()

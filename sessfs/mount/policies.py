@@ -1,0 +1,76 @@
+"""What bounds the sessions of a mount: limits, and how long they are kept; wired once, beside the volume."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import pyfuse3
+import trio
+
+from sessfs.errors import RemoteError
+from sessfs.mount.browsers import Browsers
+from sessfs.sessions.lastuse import LastUse
+from sessfs.sessions.limits import Limits, limits_of
+from sessfs.sessions.usage import rfc3339
+
+if TYPE_CHECKING:
+    from sessfs.config import Settings
+    from sessfs.mount.remote_side import RemoteSide
+    from sessfs.types import Ino
+    from sessfs.vfs.volume import Volume
+
+log = logging.getLogger(__name__)
+RETRY_S = 60.0
+
+
+def forget_name(parent: Ino, name: bytes) -> None:
+    """Have the kernel look the name up again. It takes the lock of the directory for that, so a thread asks it to."""
+    pyfuse3.invalidate_entry_async(pyfuse3.InodeT(parent), pyfuse3.FileNameT(name), ignore_enoent=True)
+
+
+class Policies:
+    """Limits and last use of a mount. `run` must be running in the daemon's nursery."""
+
+    def __init__(self, volume: Volume, settings: Settings, remote: RemoteSide | None) -> None:
+        self._volume = volume
+        self._remote = remote
+        browsers = Browsers(settings.chrome_names)
+        self.limits = Limits(
+            volume,
+            limits_of(settings),
+            monotonic_s=time.monotonic,
+            is_chrome=browsers.is_chrome,
+            forget_name=forget_name,
+        )
+        self.last_use = LastUse(
+            volume.inodes, clock_ns=time.time_ns, monotonic_s=time.monotonic, is_chrome=browsers.is_chrome
+        )
+
+    async def run(self) -> None:
+        """For ever; started once, in the daemon's nursery."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.limits.run)
+            if self._remote is not None:
+                nursery.start_soon(self._know_all, self._remote)
+
+    async def _know_all(self, remote: RemoteSide) -> None:
+        """Have every session of the remote listed once their number is limited: unknown ones are not counted."""
+        while True:
+            if self.limits.counts_sessions:
+                try:
+                    async for _ in remote.sessions.iter_pages():
+                        pass
+                    return
+                except RemoteError as exc:
+                    log.info("sessions that only the remote has are not counted yet: %s", exc)
+            await trio.sleep(RETRY_S)
+
+    def session_row(self, session: Ino) -> dict[str, Any]:
+        """The part of one session in `sessfs sessions`."""
+        return {"last_use": rfc3339(self.last_use.last_use_ns(session))}
+
+    def warnings(self) -> list[str]:
+        """What a person should know."""
+        return self.limits.warnings()
