@@ -95,6 +95,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Most bytes that one session alone has."""
     chrome_names: tuple[str, ...] = CHROME_PROCESSES
     """Names of the programs whose opens count as use of a session."""
+    keep_last: int = 10
+    """Of each session so many of its last snapshots are kept, at least one."""
+    keep_hourly: int = 24
+    keep_daily: int = 7
+    snapshot_interval_s: float = 3600.0
+    """Without a remote: from the first change of a session to its next snapshot."""
     commit_interval_s: float = 1.0
     """The longest that an acknowledged metadata change waits for its durable transaction."""
     seal_idle_s: float = 10.0
@@ -201,6 +207,21 @@ def _names(value: object) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part.strip() for part in parts))
 
 
+def _count(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is not a count such as 7")
+    return value
+
+
+def _positive_count(value: object) -> int:
+    count = _count(value)
+    if count == 0:
+        raise ValueError("must be at least 1")
+    return count
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is not a text")
@@ -272,6 +293,10 @@ def _table() -> dict[str, _Setting]:
         _Setting("max_session_bytes", "max_session_bytes", _size_or_off),
         _Setting("max_unique_bytes", "max_unique_bytes", _size_or_off),
         _Setting("chrome_names", "chrome_names", _names),
+        _Setting("keep_last", "keep_last", _positive_count),
+        _Setting("keep_hourly", "keep_hourly", _count),
+        _Setting("keep_daily", "keep_daily", _count),
+        _Setting("snapshot_interval", "snapshot_interval_s", _positive_duration),
         _Setting("commit_interval", "commit_interval_s", _positive_duration),
         _Setting("seal_idle", "seal_idle_s", _positive_duration),
         _Setting("warn_total", "warn_total_bytes", _positive_size),

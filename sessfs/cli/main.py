@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from sessfs.cli import checking, doctor, limiting, looking, mounting, opening, output, remote_commands, syncing
+from sessfs.cli import (
+    checking,
+    doctor,
+    histories,
+    limiting,
+    looking,
+    mounting,
+    opening,
+    output,
+    remote_commands,
+    syncing,
+)
 from sessfs.errors import SessfsError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130
@@ -33,6 +44,10 @@ def build_app() -> typer.Typer:
         syncing.sync,
         limiting.limit,
         opening.check,
+        histories.history,
+        histories.snapshot,
+        histories.rollback,
+        histories.clone,
         checking.fsck,
         remote_commands.gc,
         remote_commands.key,

@@ -93,6 +93,20 @@ ChromeNames = Annotated[
     str | None,
     typer.Option(metavar="NAME[,NAME]", help="Programs whose opens count as use [default: chrome, chromium, ...]."),
 ]
+KeepLast = Annotated[
+    str | None, typer.Option(metavar="N", help="Snapshots kept of each session: its last N [default: 10].")
+]
+KeepHourly = Annotated[
+    str | None,
+    typer.Option(metavar="N", help="And the newest of each of N hours that have one [default: 24]."),
+]
+KeepDaily = Annotated[
+    str | None, typer.Option(metavar="N", help="And the newest of each of N days that have one [default: 7].")
+]
+SnapshotInterval = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Without a remote: from a session's first change to a snapshot [default: 1h]."),
+]
 CommitInterval = Annotated[
     str | None, typer.Option(metavar="TIME", help="Longest until a change is durable without fsync [default: 1s].")
 ]
@@ -131,6 +145,10 @@ def mount(
     max_session_bytes: MaxSessionBytes = None,
     max_unique_bytes: MaxUniqueBytes = None,
     chrome_names: ChromeNames = None,
+    keep_last: KeepLast = None,
+    keep_hourly: KeepHourly = None,
+    keep_daily: KeepDaily = None,
+    snapshot_interval: SnapshotInterval = None,
     commit_interval: CommitInterval = None,
     seal_idle: SealIdle = None,
     warn_total: WarnTotal = None,

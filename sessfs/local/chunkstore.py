@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sessfs.errors import StoreCorrupt
 from sessfs.format.chunk import FrameCodec, chunk_id, verify_chunk
 from sessfs.local.db import Database, TableName
-from sessfs.local.inodes import REFS
+from sessfs.local.inodes import KEPT_REFS, REFS
 from sessfs.types import CHUNK_ID_BYTES, ChunkId, FrameNo
 
 if TYPE_CHECKING:
@@ -201,7 +201,9 @@ class ChunkReader:
 
 
 class References:
-    """How many extents of all recipes name each chunk. Lives in the overlay of `meta/`; the request loop alone."""
+    """How many extents of all recipes name each chunk, and apart from that, how many of kept snapshots. Lives in the
+    overlay of `meta/`; the request loop alone.
+    """
 
     def __init__(self, meta: Database) -> None:
         self._meta = meta
@@ -224,29 +226,46 @@ class References:
                 del self._pins[cid]
 
     def is_held(self, cid: ChunkId) -> bool:
-        """True when a recipe or a pin needs the chunk."""
-        return cid in self._pins or self.count(cid) > 0
+        """True when a recipe, a kept snapshot or a pin needs the chunk."""
+        return cid in self._pins or self.count(cid) > 0 or self._count(KEPT_REFS, cid) > 0
 
     def count(self, cid: ChunkId) -> int:
-        """Number of extents that name the chunk."""
-        value = self._meta.get(REFS, cid)
+        """Number of extents of files that name the chunk."""
+        return self._count(REFS, cid)
+
+    def _count(self, table: TableName, cid: ChunkId) -> int:
+        value = self._meta.get(table, cid)
         return REF_COUNT.unpack(value)[0] if value else 0
 
     def add(self, ids: Iterable[ChunkId]) -> None:
         """One more reference for each of *ids* (repeats count)."""
-        for cid, n in Counter(ids).items():
-            self._meta.put(REFS, cid, REF_COUNT.pack(self.count(cid) + n))
+        self._add(REFS, ids)
 
     def remove(self, ids: Iterable[ChunkId]) -> None:
         """One reference less for each of *ids*; raises StoreCorrupt when a chunk has fewer."""
+        self._remove(REFS, ids)
+
+    def keep(self, ids: Iterable[ChunkId]) -> None:
+        """As `add`, for a snapshot that is kept here."""
+        self._add(KEPT_REFS, ids)
+
+    def unkeep(self, ids: Iterable[ChunkId]) -> None:
+        """Undo one `keep` of the same ids. Raises as `remove`."""
+        self._remove(KEPT_REFS, ids)
+
+    def _add(self, table: TableName, ids: Iterable[ChunkId]) -> None:
         for cid, n in Counter(ids).items():
-            left = self.count(cid) - n
+            self._meta.put(table, cid, REF_COUNT.pack(self._count(table, cid) + n))
+
+    def _remove(self, table: TableName, ids: Iterable[ChunkId]) -> None:
+        for cid, n in Counter(ids).items():
+            left = self._count(table, cid) - n
             if left < 0:
-                raise StoreCorrupt(f"chunk {cid.hex()} has fewer references than recipes name it")
+                raise StoreCorrupt(f"chunk {cid.hex()} has fewer references than {table} should count")
             if left:
-                self._meta.put(REFS, cid, REF_COUNT.pack(left))
+                self._meta.put(table, cid, REF_COUNT.pack(left))
             else:
-                self._meta.delete(REFS, cid)
+                self._meta.delete(table, cid)
                 self._unreferenced.add(cid)
 
     def note_unused(self, ids: Iterable[ChunkId]) -> None:
@@ -269,7 +288,7 @@ class References:
         """
         # Named and let go again since: what is on the disk may still name it, until the next batch is.
         waiting = self._unreferenced | self._settling
-        dead = [cid for cid in self._dead if self.count(cid) == 0 and cid not in self._pins and cid not in waiting]
+        dead = [cid for cid in self._dead if not self.is_held(cid) and cid not in waiting]
         self._dead = set()
         return dead
 

@@ -17,6 +17,7 @@ from sessfs.local.changes import DIRTY, Changes
 from sessfs.local.db import Database, TableName
 from sessfs.local.places import PLACE_TABLES
 from sessfs.local.policy import POLICY
+from sessfs.local.snapshots import SNAPSHOT_TABLES
 from sessfs.local.users import Users
 from sessfs.types import ROOT_INO, Ino
 
@@ -32,6 +33,7 @@ SESSIONS = TableName("sessions")
 ORPHANS = TableName("orphans")
 SESSION_NAMES = TableName("session_names")
 REFS = TableName("refs")
+KEPT_REFS = TableName("kept_refs")
 SUPER = TableName("super")
 META_TABLES = (
     INODES,
@@ -43,10 +45,12 @@ META_TABLES = (
     ORPHANS,
     SESSION_NAMES,
     REFS,
+    KEPT_REFS,
     SUPER,
     DIRTY,
     POLICY,
     *PLACE_TABLES,
+    *SNAPSHOT_TABLES,
 )
 META_MAP_BYTES = 1 << 36
 

@@ -13,7 +13,8 @@ import msgspec
 from sessfs.errors import StoreCorrupt
 from sessfs.format.manifest import split_ids
 from sessfs.local.db import Database, TableName
-from sessfs.types import ChunkId, Ino
+from sessfs.local.snapshots import Snapshot, SnapshotTable
+from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,7 +44,7 @@ class RemotePlace(NamedTuple):
 class Published(msgspec.Struct, frozen=True, array_like=True):
     """The last published snapshot of a session: its manifest lies at (node, segment, offset, length); None where the
     session is known to be in the remote but was not loaded. *full_bytes* and *delta_bytes* are the sizes of the last
-    full manifest and of the deltas since.
+    full manifest and of the deltas since. *taken_ns* is when the snapshot was cut, 0 where that is not known.
     """
 
     name: bytes
@@ -53,6 +54,7 @@ class Published(msgspec.Struct, frozen=True, array_like=True):
     full_bytes: int = 0
     delta_bytes: int = 0
     stub: bool = False
+    taken_ns: int = 0
 
 
 class Outbox(msgspec.Struct, frozen=True, array_like=True):
@@ -73,6 +75,7 @@ class Places:
 
     def __init__(self, meta: Database) -> None:
         self._meta = meta
+        self.snapshots = SnapshotTable(meta)
         self._numbers: dict[tuple[str, int], int] = {}
         self._segments: dict[int, tuple[str, int]] = {}
         for key, value in meta.scan(SEGMENTS):
@@ -171,6 +174,12 @@ class Places:
             self.set(node, segment, offset, length, split_ids(ids))
         for session, published in outbox.published:
             self.set_published(Ino(session), published)
+            if session != ROOT_INO and published.manifest is not None:
+                self.snapshots.put(
+                    Ino(session),
+                    published.sequence,
+                    Snapshot(published.taken_ns, published.manifest, name=published.name),
+                )
         for session in outbox.removed:
             self.set_published(Ino(session), None)
         self.set_outbox(None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pyfuse3 import EntryAttributes, Operations
+from pyfuse3 import EntryAttributes, FUSEError, Operations
 
+from sessfs.local.reserved import is_reserved
 from sessfs.mount.boundary import faults_from_environment
 from sessfs.types import ROOT_INO, Ino
 
@@ -61,11 +63,17 @@ class Adapter(Operations):
             return
         if ino in self._sessions.stubs:
             await self._sessions.load(ino)
-        if ino == ROOT_INO and name is not None:
+        if ino == ROOT_INO and name is not None and not is_reserved(name):
             await self._sessions.find(name)
             dentry = self._inodes.find_dentry(ROOT_INO, name)
             if dentry is not None and dentry.ino in self._sessions.stubs:
                 await self._sessions.load(dentry.ino)
+
+    async def _claim(self, parent: Ino, name: bytes) -> None:
+        """`_reach`, for what changes what the name stands for: EPERM for names that are the product's own."""
+        if parent == ROOT_INO and is_reserved(name):
+            raise FUSEError(errno.EPERM)
+        await self._reach(parent, name)
 
     # -- opening
 

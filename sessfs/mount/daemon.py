@@ -29,11 +29,13 @@ from sessfs.local.state import read_hash_key
 from sessfs.mount import handshake, mountinfo
 from sessfs.mount.control import ControlServer
 from sessfs.mount.fuseops import SessionOperations
+from sessfs.mount.lives_side import build_lives
 from sessfs.mount.node_gate import NodeGate
 from sessfs.mount.policies import Policies
 from sessfs.mount.remote_side import RemoteSide
 from sessfs.mount.repository import ANSWER_DEADLINE_S, CachedState, opened_repository
 from sessfs.mount.verbs_core import CoreVerbs
+from sessfs.mount.verbs_history import HistoryVerbs
 from sessfs.mount.verbs_limits import LimitVerbs
 from sessfs.mount.verbs_remote import RemoteVerbs
 from sessfs.sync.fetch import RemoteChunks
@@ -92,6 +94,7 @@ class Daemon:
         self._remote: RemoteSide | None = None
         if repository is not None and self._gate is not None and self._chunks is not None:
             self._remote = RemoteSide(repository, self._gate, self._chunks, self._volume, settings)
+        self._lives = build_lives(self._volume, settings, self._remote)
         sessions = self._remote.sessions if self._remote is not None else None
         self._policies = Policies(self._volume, settings, self._remote)
         self._operations = SessionOperations(self._volume, time.time_ns, sessions, self._policies.last_use)
@@ -124,6 +127,7 @@ class Daemon:
     async def run(self, ready: Ready) -> None:
         """Mount, say so on *ready*, serve until unmounted, close."""
         await self._volume.start(os.getuid(), os.getgid())
+        self._lives.lives.drop_views()
         if self._remote is not None:
             await self._remote.start()
         try:
@@ -134,6 +138,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._volume.run)
                 nursery.start_soon(self._policies.run)
+                self._lives.start(nursery)
                 if self._remote is not None:
                     nursery.start_soon(self._remote.run)
                 await nursery.start(ControlServer(self._settings.state_dir, self._verbs()).run)
@@ -171,6 +176,7 @@ class Daemon:
             **CoreVerbs(self._volume, self._remote, self._operations.requests, self._settings, self._policies).verbs(),
             **RemoteVerbs(self._remote).verbs(),
             **LimitVerbs(self._volume, self._policies, self._remote).verbs(),
+            **HistoryVerbs(self._lives, self._settings.mountpoint).verbs(),
         }
 
 

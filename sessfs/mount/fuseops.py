@@ -15,6 +15,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError
 
 from sessfs.chrome import wants_direct_io
+from sessfs.local.reserved import is_reserved, is_view
 from sessfs.mount.adapter import BLOCK_BYTES, CACHE_TIMEOUT_S, Adapter
 from sessfs.mount.boundary import changing, handler, unanswered
 from sessfs.types import ROOT_INO, Ino
@@ -79,7 +80,7 @@ class SessionOperations(Adapter):
         """A missing name is answered by an entry without inode, which the kernel remembers."""
         await self._reach(Ino(parent_inode), name)
         inode = self._names.lookup(Ino(parent_inode), name)
-        if inode is None:
+        if inode is None or (parent_inode == ROOT_INO and is_reserved(name) and not is_view(name)):
             entry = EntryAttributes()
             entry.st_ino = 0
             entry.entry_timeout = CACHE_TIMEOUT_S
@@ -97,13 +98,13 @@ class SessionOperations(Adapter):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """Files of every type but directories and symlinks."""
-        await self._reach(Ino(parent_inode), name)
+        await self._claim(Ino(parent_inode), name)
         return self._entry(self._names.make(Ino(parent_inode), name, mode, Owner(ctx.uid, ctx.gid), rdev))
 
     @changing
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         """A directory."""
-        await self._reach(Ino(parent_inode), name)
+        await self._claim(Ino(parent_inode), name)
         mode_bits = stat.S_IFDIR | stat.S_IMODE(mode)
         return self._entry(self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid)))
 
@@ -112,7 +113,7 @@ class SessionOperations(Adapter):
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """A symlink."""
-        await self._reach(Ino(parent_inode), name)
+        await self._claim(Ino(parent_inode), name)
         return self._entry(self._names.make_symlink(Ino(parent_inode), name, target, Owner(ctx.uid, ctx.gid)))
 
     @changing
@@ -120,7 +121,7 @@ class SessionOperations(Adapter):
         self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """One more name."""
-        await self._reach(Ino(new_parent_inode), new_name)
+        await self._claim(Ino(new_parent_inode), new_name)
         return self._entry(self._names.link(Ino(inode), Ino(new_parent_inode), new_name))
 
     @handler
@@ -131,13 +132,13 @@ class SessionOperations(Adapter):
     @changing
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove a name."""
-        await self._reach(Ino(parent_inode), name)
+        await self._claim(Ino(parent_inode), name)
         self._names.unlink(Ino(parent_inode), name)
 
     @changing
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """Remove an empty directory."""
-        await self._reach(Ino(parent_inode), name)
+        await self._claim(Ino(parent_inode), name)
         self._names.rmdir(Ino(parent_inode), name)
 
     @changing
@@ -151,8 +152,8 @@ class SessionOperations(Adapter):
         ctx: RequestContext,
     ) -> None:
         """Rename; the data of a file that takes another's name is flushed before the next commit."""
-        await self._reach(Ino(parent_inode_old), name_old)
-        await self._reach(Ino(parent_inode_new), name_new)
+        await self._claim(Ino(parent_inode_old), name_old)
+        await self._claim(Ino(parent_inode_new), name_new)
         moved = self._renames.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
         if moved is not None:
             self._fileio.order(moved)
@@ -240,7 +241,7 @@ class SessionOperations(Adapter):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Create and open."""
-        await self._reach(Ino(parent_inode), name)
+        await self._claim(Ino(parent_inode), name)
         mode_bits = stat.S_IFREG | stat.S_IMODE(mode)
         inode = self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid))
         self._note_open(inode, flags, ctx)
@@ -318,7 +319,7 @@ class SessionOperations(Adapter):
             name = directory.names[position]
             inode = self._names.lookup(directory.ino, name)
             position += 1
-            if inode is None:
+            if inode is None or (directory.ino == ROOT_INO and is_reserved(name)):
                 continue
             if not pyfuse3.readdir_reply(token, name, self._attributes(inode), position):
                 return

@@ -21,14 +21,18 @@ from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
 from sessfs.sync.evict import evict_when_full
-from sessfs.sync.restore import SessionDirectory
+from sessfs.sync.history import History
+from sessfs.sync.keeping import Policy
+from sessfs.sync.restore import SessionDirectory, load_manifest
 from sessfs.sync.writeback import Writeback
 from sessfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from sessfs.config import Settings
+    from sessfs.format.manifest import Manifest, ManifestRef
     from sessfs.mount.control import Progress
     from sessfs.remote.node import Node
     from sessfs.sync.fetch import RemoteChunks
@@ -49,6 +53,11 @@ async def flush_kernel(mountpoint: Path) -> None:
         log.warning("the kernel did not hand over its pages within %.0f s", FLUSH_TIMEOUT_S)
 
 
+def keeping_policy(settings: Settings) -> Policy:
+    """Which snapshots the settings keep."""
+    return Policy(settings.keep_last, settings.keep_hourly, settings.keep_daily)
+
+
 class _Asked:
     """One `sync` that waits: *problem* says why not everything is in the remote."""
 
@@ -63,13 +72,12 @@ class RemoteSide:
     def __init__(
         self, repository: Repository, gate: NodeGate, chunks: RemoteChunks, volume: Volume, settings: Settings
     ) -> None:
-        assert volume.inodes.changes is not None
         self._repository = repository
         self._gate = gate
         self._chunks = chunks
         self._volume = volume
         self._settings = settings
-        self._changes = volume.inodes.changes
+        self._changes = volume.changes
         self._asked: list[_Asked] = []
         self._ask = trio.Event()
         self._is_detached = False
@@ -99,14 +107,42 @@ class RemoteSide:
             volume.reader,
             volume.places,
             volume.sealer,
-            flush_kernel=self._flush_kernel,
+            flush_kernel=self.flush_kernel,
             commit=volume.committer.commit,
             prepare=self.sessions.verify_all,
             clock_ns=time.time_ns,
             interval_s=settings.interval_s,
+            done=self._note_done,
+        )
+        self.history = History(
+            volume.inodes,
+            volume.places,
+            volume.references,
+            self.writeback,
+            keeping_policy(settings),
+            commit=volume.committer.commit,
+            load_remote=self._load_manifest,
         )
 
-    async def _flush_kernel(self) -> None:
+    async def _load_manifest(self, ref: ManifestRef) -> Manifest:
+        store = self._repository.remote.within(ANSWER_DEADLINE_S)
+        return await load_manifest(store, self._repository.envelope, ref)
+
+    def _note_done(self, published: Sequence[Ino], removed: Sequence[Ino]) -> None:
+        for session in published:
+            self.history.prune(session)
+        for session in removed:
+            self.history.forget(session)
+
+    async def reach(self, name: bytes) -> None:
+        """Have everything of the session here but its chunks, or know that there is none. Raises RemoteError."""
+        await self.sessions.find(name)
+        dentry = self._volume.inodes.find_dentry(ROOT_INO, name)
+        if dentry is not None and dentry.ino in self.sessions.stubs:
+            await self.sessions.load(dentry.ino)
+
+    async def flush_kernel(self) -> None:
+        """Have the kernel hand over its dirty pages, while it is mounted."""
         # After the unmount the same path is another filesystem, whose flush may take long and helps nobody.
         if not self._is_detached:
             await flush_kernel(self._settings.mountpoint)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from sessfs.local.reserved import is_reserved
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ class SessionUsage(msgspec.Struct, frozen=True):
 
 
 def list_sessions(inodes: Inodes) -> list[tuple[bytes, Ino]]:
-    """(name, inode) of every session: the top-level directories."""
-    return [(name, d.ino) for name, d in inodes.iter_dentries(ROOT_INO) if stat.S_ISDIR(d.kind)]
+    """(name, inode) of every session: the top-level directories, but for views and the trash."""
+    return [
+        (name, d.ino) for name, d in inodes.iter_dentries(ROOT_INO) if stat.S_ISDIR(d.kind) and not is_reserved(name)
+    ]
 
 
 def rfc3339(time_ns: int) -> str | None:

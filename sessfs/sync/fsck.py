@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sessfs.errors import StateInUse, StoreCorrupt, UsageError
+from sessfs.errors import SessfsError, StateInUse, StoreCorrupt, UsageError
 from sessfs.format.chunk import FrameCodec, verify_chunk
+from sessfs.format.manifest import decode_manifest
 from sessfs.format.recipe import Recipe
 from sessfs.local.chunkstore import (
     CHUNK_TABLES,
@@ -36,6 +37,7 @@ from sessfs.local.inodes import (
     DENTRY,
     INO,
     INODES,
+    KEPT_REFS,
     META_MAP_BYTES,
     META_TABLES,
     NEXT_NUMBER,
@@ -51,7 +53,9 @@ from sessfs.local.inodes import (
     decode_inode,
 )
 from sessfs.local.places import PLACES
+from sessfs.local.snapshots import MANIFESTS, SNAPSHOT_KEY, SNAPSHOTS, Snapshot
 from sessfs.local.state import CLEAN_MARK, lock_holder, read_hash_key
+from sessfs.sync.history import manifest_chunks
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
@@ -138,6 +142,7 @@ class _Findings:
         self._links: Counter[Ino] = Counter()
         self._subdirs: Counter[Ino] = Counter()
         self._refs: Counter[ChunkId] = Counter()
+        self._kept: Counter[ChunkId] = Counter()
         self._bad: dict[ChunkId, str] = {}
         """What is wrong with chunks that are stored."""
 
@@ -177,6 +182,7 @@ class _Check(_Findings):
         self._check_sessions()
         self._check_frames()
         self._check_recipes()
+        self._check_snapshots()
         self._check_references()
         self._check_hot_files()
         notes = [] if self._clean else ["the state was not closed cleanly; the next mount recovers it"]
@@ -322,6 +328,38 @@ class _Check(_Findings):
                 mend = "; the remote has it: reading it once, mounted, mends it" if is_remote else ""
                 self._report("chunk", ino, where + mend)
 
+    def _check_snapshots(self) -> None:
+        """Every snapshot that is kept here decodes, has what it builds upon, and its chunks are stored."""
+        entries: dict[tuple[int, int], Snapshot] = {}
+        for key, value in self._meta.scan(SNAPSHOTS):
+            self._step("snapshots")
+            entries[SNAPSHOT_KEY.unpack(key)] = msgspec.msgpack.decode(value, type=Snapshot)
+        manifests: set[tuple[int, int]] = set()
+        for key, encoded in self._meta.scan(MANIFESTS):
+            session, sequence = SNAPSHOT_KEY.unpack(key)
+            manifests.add((session, sequence))
+            try:
+                chunks = list(manifest_chunks(decode_manifest(encoded, f"snapshot {sequence}")))
+            except SessfsError as exc:
+                self._report("snapshot", Ino(session), str(exc))
+                continue
+            self._kept.update(chunks)
+            for cid in dict.fromkeys(chunks):
+                fault = self._bad.get(cid, "" if self._is_somewhere(cid) else "is missing")
+                if fault:
+                    self._report("chunk", Ino(session), f"snapshot {sequence}: chunk {cid.hex()} {fault}")
+        for (session, sequence), snapshot in entries.items():
+            if snapshot.manifest is None and (session, sequence) not in manifests:
+                self._report("snapshot", Ino(session), f"snapshot {sequence} is listed, and not stored")
+            if snapshot.base and (session, snapshot.base) not in manifests:
+                message = f"snapshot {sequence} builds upon snapshot {snapshot.base}, which is not stored"
+                self._report("snapshot", Ino(session), message)
+        for session, sequence in manifests - entries.keys():
+            self._report("snapshot", Ino(session), f"snapshot {sequence} is stored, and not listed")
+
+    def _is_somewhere(self, cid: ChunkId) -> bool:
+        return self._chunks.get(INDEX, cid) is not None or self._meta.get(PLACES, cid) is not None
+
     def _is_short(self, inode: Inode) -> bool:
         return stat.S_ISREG(inode.mode) and inode.cold != [(0, inode.size)]
 
@@ -400,17 +438,18 @@ class _Check(_Findings):
         return total
 
     def _check_references(self) -> None:
-        counted = self._refs
-        for cid in self._bad.keys() - counted.keys():
+        named = self._refs.keys() | self._kept.keys()
+        for cid in self._bad.keys() - named:
             self._report("chunk", None, f"chunk {cid.hex()}, which no file uses, {self._bad[cid]}")
-        stored = {ChunkId(cid): REF_COUNT.unpack(value)[0] for cid, value in self._meta.scan(REFS)}
-        for cid in stored.keys() | counted.keys():
-            if stored.get(cid, 0) != counted[cid]:
-                found = f"{stored.get(cid, 0)} references stored, {counted[cid]} counted"
-                self._report("refcount", None, f"chunk {cid.hex()}: {found}")
+        for table, counted, whose in ((REFS, self._refs, "references"), (KEPT_REFS, self._kept, "of snapshots")):
+            stored = {ChunkId(cid): REF_COUNT.unpack(value)[0] for cid, value in self._meta.scan(table)}
+            for cid in stored.keys() | counted.keys():
+                if stored.get(cid, 0) != counted[cid]:
+                    found = f"{stored.get(cid, 0)} {whose} stored, {counted[cid]} counted"
+                    self._report("refcount", None, f"chunk {cid.hex()}: {found}")
         if self._clean:
             for cid_bytes, _ in self._chunks.scan(INDEX):
-                if ChunkId(cid_bytes) not in counted:
+                if ChunkId(cid_bytes) not in named:
                     self._report("chunk", None, f"chunk {cid_bytes.hex()} is stored and nothing names it")
 
     def _check_hot_files(self) -> None:

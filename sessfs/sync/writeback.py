@@ -20,7 +20,8 @@ from sessfs.errors import SessfsError, StoreCorrupt
 from sessfs.format.manifest import FramePlace, Manifest, ManifestRef, SegmentRef
 from sessfs.format.segment import SegmentBuilder, segment_key
 from sessfs.local.places import Outbox, Published
-from sessfs.sync.snapshot import Draft, FrozenT, cut, release
+from sessfs.sync.cutting import Cutter, Round
+from sessfs.sync.snapshot import Draft, FrozenT
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 SEGMENT_BYTES = 32 << 20
-DOT_SESSION = b"."
 POLL_S = 0.25
 RETRY_S = 5.0
 
@@ -90,8 +90,10 @@ class Writeback(Generic[FrozenT]):
         prepare: Callable[[], Awaitable[None]],
         clock_ns: Callable[[], int],
         interval_s: float,
+        done: Callable[[Sequence[Ino], Sequence[Ino]], None] = lambda published, removed: None,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
+        """*done* is told, after each round, of sessions whose snapshot, and whose removal, is published."""
         self._store = store
         self._envelope = envelope
         self._publisher = publisher
@@ -100,15 +102,16 @@ class Writeback(Generic[FrozenT]):
         self._references = references
         self._reader = reader
         self._places = places
-        self._freezer = freezer
+        self._cutter = Cutter(inodes, changes, references, freezer, places.published)
         self._flush_kernel = flush_kernel
         self._commit = commit
         self._prepare = prepare
         self._clock_ns = clock_ns
         self._interval_s = interval_s
+        self._done = done
         self._crash_point = crash_point
-        self._busy = trio.Lock()
-        self._in_flight: dict[Ino, Draft[FrozenT]] = {}
+        self.busy = trio.Lock()
+        """Held while a round is under way: until it ends, no session may change its inode."""
         self.failed: str | None = None
         """Why the last publishing failed, None once one succeeds again."""
         self.n_published = 0
@@ -135,32 +138,37 @@ class Writeback(Generic[FrozenT]):
         LocalStoreError; then all changes are still here and pending. A session of which a chunk is lost is left
         out, and raised as StoreCorrupt once the others are published.
         """
-        async with self._busy:
+        async with self.busy:
             await self._flush_kernel()
             await self._prepare()
             await self._settle_outbox()
-            round_ = _Round[FrozenT]()
+            round_ = Round[FrozenT]()
             try:
-                self._cut_all(round_)
-                await self._seal(round_)
+                self._cutter.cut(round_)
+                await self._cutter.seal(round_)
                 await self._publish(round_)
             except BaseException:
-                for draft in round_.drafts:
-                    self._changes.restore(draft.session, draft.changes)
-                for session in round_.removed:
-                    self._changes.note_whole(session)
+                self._cutter.undo(round_)
                 raise
             finally:
-                self._in_flight = {}
-                self._give_back(round_.drafts)
+                self._cutter.end(round_)
             for draft in round_.drafts:
                 self._changes.settle(draft.session)
             for session in round_.removed:
                 self._changes.forget(session)
+            self._done([draft.session for draft in round_.drafts], list(round_.removed))
             if round_.damage is not None:
                 raise round_.damage
             self.failed = None
             self.n_published += bool(round_.drafts or round_.removed)
+
+    async def snapshot(self, session: Ino) -> None:
+        """See Snapshotter: what is published is a snapshot."""
+        await self.publish()
+
+    def due(self) -> list[Ino]:
+        """See Snapshotter: `run` sees to it."""
+        return []
 
     async def _settle_outbox(self) -> None:
         """An upload of which it is not known whether it counts: find out, before its numbers are used again."""
@@ -173,66 +181,16 @@ class Writeback(Generic[FrozenT]):
         else:
             self._places.set_outbox(None)
 
-    def _give_back(self, drafts: Sequence[Draft[FrozenT]]) -> None:
-        """Nothing is frozen or pinned for the drafts any more."""
-        for draft in drafts:
-            self._freezer.thaw(draft.frozen)
-        release(self._references, drafts)
-
-    def _leave_out(self, round_: _Round[FrozenT], draft: Draft[FrozenT], exc: StoreCorrupt) -> None:
-        """The draft can't be published; the others can."""
-        if draft in round_.drafts:
-            round_.drafts.remove(draft)
-        self._give_back([draft])
-        self._in_flight.pop(draft.session, None)
-        self._changes.restore(draft.session, draft.changes)
-        who = draft.name.decode(errors="replace")
-        round_.damage = round_.damage or StoreCorrupt(f"session {who} can't be uploaded: {exc}")
-
-    # -- cutting
-
-    def _cut_all(self, round_: _Round[FrozenT]) -> None:
-        """A draft of every changed session, and the sessions that were published and are gone, with their names."""
-        for session in list(self._changes.sessions):
-            changes = self._changes.take(session)
-            name = DOT_SESSION if session == ROOT_INO else self._inodes.find_session_name(session)
-            published = self._places.published(session)
-            if name is not None:
-                draft: Draft[FrozenT] = Draft(session, name, changes, published)
-                try:
-                    cut(self._inodes, self._references, draft)
-                except StoreCorrupt as exc:
-                    self._leave_out(round_, draft, exc)
-                    continue
-                if draft.is_empty:
-                    release(self._references, [draft])
-                    self._changes.settle(session)
-                    continue
-                round_.drafts.append(draft)
-                draft.frozen = self._freezer.freeze(draft.hot)
-            elif published is not None:
-                round_.removed[session] = published.name
-            else:
-                self._changes.forget(session)
-        self._in_flight = {draft.session: draft for draft in round_.drafts}
-
-    async def _seal(self, round_: _Round[FrozenT]) -> None:
-        for draft in list(round_.drafts):
-            try:
-                draft.fill(await self._freezer.seal_frozen(draft.frozen))
-            except StoreCorrupt as exc:
-                self._leave_out(round_, draft, exc)
-
     # -- publishing
 
-    async def _publish(self, round_: _Round[FrozenT]) -> None:
+    async def _publish(self, round_: Round[FrozenT]) -> None:
         self._crash_point("cut")
         upload = _Upload(self._store, self._envelope, self._publisher)
         for draft in list(round_.drafts):
             try:
                 await self._add_frames(upload, draft)
             except StoreCorrupt as exc:
-                self._leave_out(round_, draft, exc)
+                self._cutter.leave_out(round_, draft, exc)
         drafts, removed = round_.drafts, round_.removed
         if not drafts and not removed:
             return
@@ -282,10 +240,11 @@ class Writeback(Generic[FrozenT]):
         before = draft.published
         base = None if draft.is_full or before is None or before.manifest is None else ManifestRef(*before.manifest)
         segments, frames = self._frame_places(upload, draft)
+        last = self._places.snapshots.last_sequence(draft.session)
         manifest = Manifest(
             version=1,
             session=draft.name,
-            sequence=before.sequence + 1 if before is not None else 1,
+            sequence=1 + max(before.sequence if before is not None else 0, last),
             base=base,
             depth=0 if base is None or before is None else before.depth + 1,
             taken_ns=self._clock_ns(),
@@ -307,6 +266,7 @@ class Writeback(Generic[FrozenT]):
             depth=manifest.depth,
             full_bytes=ref.length if base is None or before is None else before.full_bytes,
             delta_bytes=0 if base is None or before is None else before.delta_bytes + ref.length,
+            taken_ns=manifest.taken_ns,
         )
 
     def _frame_places(self, upload: _Upload, draft: Draft[FrozenT]) -> tuple[list[SegmentRef], list[FramePlace]]:
@@ -331,28 +291,19 @@ class Writeback(Generic[FrozenT]):
 
     def in_flight(self) -> set[Ino]:
         """Sessions whose snapshot is on its way."""
-        return set(self._in_flight)
+        return set(self._cutter.in_flight)
 
     def in_flight_bytes(self, session: Ino) -> int:
         """Bytes of the files that the session's snapshot on its way speaks of."""
-        draft = self._in_flight.get(session)
+        draft = self._cutter.in_flight.get(session)
         return sum(node.size for node in draft.nodes) if draft is not None else 0
 
     def at_risk(self, session: Ino) -> int | None:
         """Since when (ns since 1970) the session has changes that the remote lacks; None when it has none."""
         times = [c.since_ns for c in (self._changes.sessions.get(session),) if c is not None]
-        if session in self._in_flight:
-            times.append(self._in_flight[session].changes.since_ns)
+        if session in self._cutter.in_flight:
+            times.append(self._cutter.in_flight[session].changes.since_ns)
         return min(times, default=None)
-
-
-class _Round(Generic[FrozenT]):
-    """What one publishing is about: drafts, removed sessions with their names, and what stopped a session."""
-
-    def __init__(self) -> None:
-        self.drafts: list[Draft[FrozenT]] = []
-        self.removed: dict[Ino, bytes] = {}
-        self.damage: StoreCorrupt | None = None
 
 
 class _Upload:

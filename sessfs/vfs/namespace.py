@@ -258,6 +258,13 @@ class Namespace:
             if inode is not None and inode.nlink == 0 and inode.opens == 0:
                 self.reclaim(inode)
 
+    def remove_session(self, session: Ino) -> None:
+        """Remove a session with all that is in it, as a change like any other."""
+        self._empty(session)
+        name = self._inodes.find_session_name(session)
+        if name is not None:
+            self.rmdir(ROOT_INO, name)
+
     def drop_session_tree(self, session: Ino) -> None:
         """Take a session out of the tree with all that is in it, without it being a change that is published. Nobody
         may be using it.

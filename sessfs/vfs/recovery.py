@@ -45,5 +45,5 @@ async def sweep_unreferenced(reader: ChunkReader, references: References) -> Non
     """
     ids = list(reader.iter_ids())
     for first in range(0, len(ids), SWEEP_SLICE):
-        references.note_unused(cid for cid in ids[first : first + SWEEP_SLICE] if references.count(cid) == 0)
+        references.note_unused(cid for cid in ids[first : first + SWEEP_SLICE] if not references.is_held(cid))
         await trio.sleep(SWEEP_PAUSE_S)

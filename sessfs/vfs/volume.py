@@ -99,10 +99,10 @@ class Volume:
             Database(state_dir / "chunks", CHUNK_TABLES, map_bytes[1], readahead=True), self.hash_key
         )
         self.places = Places(self.meta)
+        self.changes = self.inodes.changes = Changes(self.meta, clock_ns)
         chunks: ChunkSource = LocalChunks(self.reader)
         if remote is not None:
             self.inodes.travelling = remote.travelling
-            self.inodes.changes = Changes(self.meta, clock_ns)
             chunks = remote.make_chunks(self.reader, self.places, self.references, self.hash_key)
         self.fileio = FileIO(self.inodes, self.hot, chunks, self.references, clock_ns, monotonic_s)
         self.namespace = Namespace(self.inodes, clock_ns, self.fileio.discard)
