@@ -19,6 +19,7 @@ from sessfs.types import CHUNK_ID_BYTES, ChunkId, FrameNo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
 FRAMES = TableName("frames")
 INDEX = TableName("index")
@@ -103,6 +104,12 @@ class ChunkReader:
         """See what the writer has committed since."""
         self._db.refresh()
 
+    def adopt(self, rewritten: Path) -> None:
+        """Go on with the environment rewritten there. Only once the writer's process has ended. LocalStoreError."""
+        self._db.adopt(rewritten)
+        self._frames.clear()
+        self._cached_bytes = 0
+
     def find(self, cid: ChunkId) -> bytes | None:
         """The chunk's bytes, or None when it is not stored here. Raises StoreCorrupt when they don't match its hash."""
         place = find_place(self._db, cid)
@@ -185,6 +192,10 @@ class ChunkReader:
             return []
         ids = [cid for cid, _ in decode_frame_record(record)[0]]
         return [cid for cid in ids if (place := find_place(self._db, cid)) is not None and place.frame == frame]
+
+    def used_bytes(self) -> int:
+        """Bytes of the environment's pages."""
+        return self._db.stored_bytes()
 
     def totals(self) -> Totals:
         """Sums over all frames."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sessfs.errors import StoreCorrupt
@@ -47,6 +48,8 @@ class ChunkWriter:
         self._open_ids: list[tuple[ChunkId, int]] = []
         self._open_bytes = 0
         self._pending: set[ChunkId] = set()
+        self._superseded: list[FrameNo] = []
+        """Frames of which every survivor is in the open frame or a later one: they go when that is closed."""
         self._uncommitted_bytes = 0
         self.added: list[ChunkId] = []
         """Chunks newly stored since the caller last cleared the list."""
@@ -85,6 +88,7 @@ class ChunkWriter:
         self._uncommitted_bytes += len(record)
         self._open, self._open_ids, self._open_bytes = [], [], 0
         self._pending.clear()
+        self._remove_superseded()
         if self._uncommitted_bytes >= COMMIT_BYTES:
             self._write()
 
@@ -151,30 +155,63 @@ class ChunkWriter:
         value = self._db.get(LIVE, FRAME_KEY.pack(frame))
         return int(LIVE_BYTES.unpack(value)[0]) if value else 0
 
-    def _shrink(self, frame: FrameNo) -> None:
+    def _shrink(self, frame: FrameNo, below: float = REWRITE_BELOW) -> None:
         record = self._db.get(FRAMES, FRAME_KEY.pack(frame))
         if record is None:
             return
         live = self._live(frame)
-        survivors = self._survivors(frame, record, live) if live else []
+        survivors = self._survivors(frame, record, live, below) if live else []
         if survivors is None:
             return
-        self._db.delete(FRAMES, FRAME_KEY.pack(frame))
-        self._db.delete(LIVE, FRAME_KEY.pack(frame))
-        self._totals = self._totals._replace(
-            stored_bytes=self._totals.stored_bytes - len(record), plain_bytes=self._totals.plain_bytes - live
-        )
         for cid, plain in survivors:
             self._append(cid, plain)
+        self._superseded.append(frame)
+        if not self._open:
+            self._remove_superseded()
 
-    def _survivors(self, frame: FrameNo, record: bytes, live: int) -> list[tuple[ChunkId, bytes]] | None:
-        """The chunks that live in the frame, *live* bytes of them, if it is to be rewritten; None when it stays: not
-        mostly dead, or damaged, and then what is left of it must stay where the index says.
+    def _remove_superseded(self) -> None:
+        """Only once all that lived in them is indexed elsewhere: each commit must leave every chunk in some frame."""
+        for frame in self._superseded:
+            record = self._db.get(FRAMES, FRAME_KEY.pack(frame)) or b""
+            live = self._live(frame)
+            self._db.delete(FRAMES, FRAME_KEY.pack(frame))
+            self._db.delete(LIVE, FRAME_KEY.pack(frame))
+            self._totals = self._totals._replace(
+                stored_bytes=self._totals.stored_bytes - len(record), plain_bytes=self._totals.plain_bytes - live
+            )
+        self._superseded.clear()
+
+    def rewrite_mixed(self) -> int:
+        """Rewrite every frame that holds a dead chunk, however little, without it. Returns how many had to stay, being
+        damaged. The caller commits.
+        """
+        self.close_frame()
+        left = 0
+        mixed = [
+            FrameNo(FRAME_KEY.unpack(key)[0]) for key, record in self._db.scan(FRAMES) if self._is_mixed(key, record)
+        ]
+        for frame in mixed:
+            self._shrink(frame, below=math.inf)
+        self.close_frame()
+        for frame in mixed:
+            left += self._db.get(FRAMES, FRAME_KEY.pack(frame)) is not None
+        return left
+
+    def _is_mixed(self, key: bytes, record: bytes) -> bool:
+        try:
+            entries, _ = decode_frame_record(record)
+        except StoreCorrupt:
+            return True
+        return self._live(FrameNo(FRAME_KEY.unpack(key)[0])) != sum(length for _, length in entries)
+
+    def _survivors(self, frame: FrameNo, record: bytes, live: int, below: float) -> list[tuple[ChunkId, bytes]] | None:
+        """The chunks that live in the frame, *live* bytes of them, if it is to be rewritten; None when it stays: at
+        least the share *below* is alive, or it is damaged, and then what is left must stay where the index says.
         """
         alive = []
         try:
             entries, payload = decode_frame_record(record)
-            if live >= sum(length for _, length in entries) * REWRITE_BELOW:
+            if live >= sum(length for _, length in entries) * below:
                 return None
             plain = self._codec.decode(payload)
             for cid in dict(entries):
@@ -186,3 +223,7 @@ class ChunkWriter:
         except StoreCorrupt:
             return None
         return alive if sum(len(chunk) for _, chunk in alive) == live else None
+
+
+def _number(key: bytes) -> FrameNo:
+    return FrameNo(FRAME_KEY.unpack(key)[0])

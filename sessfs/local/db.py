@@ -7,8 +7,10 @@ the batch on its way, then LMDB. So what is on disk is always a prefix of what w
 
 from __future__ import annotations
 
+import contextlib
 import heapq
-from typing import TYPE_CHECKING, NewType
+import os
+from typing import TYPE_CHECKING, Any, NewType
 
 import lmdb
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 TableName = NewType("TableName", str)
 PREFIX_BYTES = 8
 MAX_READERS = 256
+COPY_BYTES = 32 << 20
+DATA_FILE = "data.mdb"
+LOCK_FILE = "lock.mdb"
 MAPPED_BYTES = 8 << 20
 """About how much of the mapped file may count as this process's memory before it is let go of."""
 PAGE_BYTES = 4096
@@ -70,6 +75,7 @@ def open_environment(
 
     Must be called after the last fork, once per process and path. Stale reader slots of killed processes are cleared.
     *readahead* suits large values that are read whole: without it each page of a cold one is a disk access of its own.
+    Pages start as zeros, so that what this process has in its memory never gets into the unused part of one.
     Raises LocalStoreError when LMDB refuses.
     """
     if not readonly:
@@ -83,7 +89,7 @@ def open_environment(
             readonly=readonly,
             create=not readonly,
             readahead=readahead,
-            meminit=False,
+            meminit=True,
             mode=0o600,
         )
         env.reader_check()
@@ -105,6 +111,7 @@ class Database:
         readahead: bool = False,
     ) -> None:
         self._path = path
+        self._readahead = readahead
         self._data_path = str(path.resolve() / "data.mdb")
         self._mapped_bytes = 0
         self._env = open_environment(path, len(tables), map_size_bytes, readonly=readonly, readahead=readahead)
@@ -268,7 +275,82 @@ class Database:
         info = self._env.info()
         return (int(info["last_pgno"]) + 1) * int(self._env.stat()["psize"])
 
+    def rewrite_into(self, target: Path) -> None:
+        """Write what is durable here, and not a byte else, into a new environment in the directory *target*: freed
+        pages keep what was in them, and pages in use the rest of what they once held. Any thread; nobody may write here
+        until `adopt`. Raises StoreFull, LocalStoreError; then *target* is worth nothing.
+        """
+        size = int(self._env.info()["map_size"])
+        try:
+            while not self._try_rewrite(target, size):
+                size *= 2
+        except lmdb.DiskError as exc:
+            raise StoreFull(f"the disk of {target} takes no more: {exc}") from exc
+        except lmdb.Error as exc:
+            raise LocalStoreError(f"can't rewrite {self._path} into {target}: {exc}") from exc
+
+    def _try_rewrite(self, target: Path, map_size_bytes: int) -> bool:
+        """False when the map is too small."""
+        remove_rewritten(target)
+        fresh = open_environment(target, len(self._handles), map_size_bytes)
+        try:
+            with self._env.begin(buffers=True) as source:
+                for name, handle in self._handles.items():
+                    _copy_table(source, handle, fresh, fresh.open_db(name.encode()))
+        except lmdb.MapFullError:
+            return False
+        finally:
+            fresh.close()
+        return True
+
+    def adopt(self, rewritten: Path) -> None:
+        """Go on with the environment that `rewrite_into` made, in place of this one; changes in memory stay. No process
+        may have either open but this one. A crash leaves the old one or the new one, whole. Raises LocalStoreError.
+        """
+        self.refresh()
+        readonly, map_size = bool(self._env.flags()["readonly"]), int(self._env.info()["map_size"])
+        self._env.close()
+        os.replace(rewritten / DATA_FILE, self._path / DATA_FILE)
+        # It counts the transactions of the old file: with it, the new one would be read from the wrong page.
+        (self._path / LOCK_FILE).unlink(missing_ok=True)
+        sync_directory(self._path)
+        remove_rewritten(rewritten)
+        names = list(self._handles)
+        self._env = open_environment(self._path, len(names), map_size, readonly=readonly, readahead=self._readahead)
+        self._handles = {name: self._env.open_db(name.encode(), create=not readonly) for name in names}
+
     def close(self) -> None:
         """Close; changes that were not written are lost."""
         self.refresh()
         self._env.close()
+
+
+def _copy_table(source: lmdb.Transaction, handle: Any, fresh: lmdb.Environment, target: Any) -> None:
+    """Every key of one table, in order, in transactions of about COPY_BYTES."""
+    with source.cursor(db=handle) as cursor:
+        found = cursor.first()
+        while found:
+            with fresh.begin(write=True) as txn:
+                size = 0
+                while found and size < COPY_BYTES:
+                    key, value = cursor.item()
+                    txn.put(key, value, db=target, append=True)
+                    size += len(key) + len(value)
+                    found = cursor.next()
+
+
+def remove_rewritten(directory: Path) -> None:
+    """Remove what `rewrite_into` left when nobody came to `adopt` it; fine when there is nothing."""
+    for name in (DATA_FILE, LOCK_FILE):
+        (directory / name).unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        directory.rmdir()
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in the directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -62,6 +62,8 @@ class Committer:
         self.failed: LocalStoreError | None = None
         """The error of the last commit, None once one succeeds again."""
         self.n_commits = 0
+        self.writing = trio.Lock()
+        """Held while a batch is written; whoever else holds it keeps commits waiting."""
         self.is_busy = False
         """True while a batch is on its way: what it holds is not durable yet."""
 
@@ -113,7 +115,8 @@ class Committer:
             outcome, self._next = self._next, _Outcome()
             self.is_busy = True
             try:
-                await self._commit_once()
+                async with self.writing:
+                    await self._commit_once()
                 self.failed = None
             except LocalStoreError as exc:
                 if self.failed is None:

@@ -24,6 +24,7 @@ from sessfs.vfs.sealjobs import (
     FetchedFrame,
     Hello,
     Reply,
+    ScrubRequest,
     SealedFile,
     SealFile,
     SealRequest,
@@ -35,6 +36,7 @@ from sessfs.vfs.sealjobs import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.hotfiles import HotFiles
@@ -51,7 +53,7 @@ PATIENCE_S = 2.0
 DROP_AT_ONCE = 20_000
 
 
-_Request = SealRequest | DropRequest | StoreRequest
+_Request = SealRequest | DropRequest | StoreRequest | ScrubRequest
 
 
 class SealProcessClient:
@@ -377,3 +379,16 @@ class Sealer:
                     self._references.note_unused(dead)
                     raise
                 self._forget_places(dead)
+
+    async def scrub(self, target: Path) -> int:
+        """Leave no byte of chunks that nothing names in `chunks/`, using the directory *target* on the way; returns how
+        many damaged frames had to stay. Nothing is sealed or fetched meanwhile; reading goes on. Raises
+        LocalStoreError.
+        """
+        await self.drop_dead()
+        async with self._busy:
+            damaged = (await self._request(ScrubRequest(str(target)))).damaged
+            # The next request starts the process again, which opens the new environment.
+            await self._client.stop()
+            self._reader.adopt(target)
+        return damaged

@@ -65,6 +65,12 @@ class StoreRequest(msgspec.Struct, frozen=True, tag="store"):
     damaged: list[bytes] = []
 
 
+class ScrubRequest(msgspec.Struct, frozen=True, tag="scrub"):
+    """Rewrite every frame that holds a dead chunk, then write all that is left into a new environment at *target*."""
+
+    target: str
+
+
 class SealedFile(msgspec.Struct, frozen=True):
     """The packed recipe of one file, or why there is none."""
 
@@ -75,14 +81,17 @@ class SealedFile(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """Answer to either request: durable when it arrives. *added* are the chunks that were not there before."""
+    """Answer to any request: durable when it arrives. *added* are the chunks that were not there before. *damaged*
+    counts the frames that a scrub had to leave as they are.
+    """
 
     files: list[SealedFile] = []
     added: list[bytes] = []
+    damaged: int = 0
     error: str = ""
 
 
-Request = Hello | SealRequest | DropRequest | StoreRequest
+Request = Hello | SealRequest | DropRequest | StoreRequest | ScrubRequest
 _encoder = msgspec.msgpack.Encoder()
 
 

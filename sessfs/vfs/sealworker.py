@@ -23,6 +23,7 @@ from sessfs.vfs.sealjobs import (
     DropRequest,
     Hello,
     Reply,
+    ScrubRequest,
     SealedFile,
     SealFile,
     SealRequest,
@@ -67,7 +68,7 @@ class SealProcess:
         self._writer = ChunkWriter(self._db, hello.key, hello.level)
         self._cutter = Cutter()
 
-    def handle(self, request: SealRequest | DropRequest | StoreRequest) -> Reply:
+    def handle(self, request: SealRequest | DropRequest | StoreRequest | ScrubRequest) -> Reply:
         """Do it, and make it durable."""
         if isinstance(request, StoreRequest):
             self._writer.drop(ChunkId(cid) for cid in request.damaged)
@@ -79,10 +80,19 @@ class SealProcess:
             self._writer.drop(ChunkId(cid) for cid in request.ids)
             self._writer.commit()
             return Reply()
+        if isinstance(request, ScrubRequest):
+            return self._scrub(Path(request.target))
         self._writer.added.clear()
         files = [self._seal(file) for file in request.files]
         self._writer.commit()
         return Reply(files=files, added=[bytes(cid) for cid in self._writer.added])
+
+    def _scrub(self, target: Path) -> Reply:
+        """Nothing may be written from here on until this process has ended: *target* would lack it."""
+        damaged = self._writer.rewrite_mixed()
+        self._writer.commit()
+        self._db.rewrite_into(target)
+        return Reply(damaged=damaged)
 
     def _seal(self, file: SealFile) -> SealedFile:
         try:

@@ -22,6 +22,7 @@ from sessfs.vfs.fileio import FileIO
 from sessfs.vfs.namespace import Namespace
 from sessfs.vfs.recovery import reconcile_hot_files, sweep_unreferenced
 from sessfs.vfs.renames import RENAME_NOREPLACE, Renames
+from sessfs.vfs.scrubbing import remove_leftovers
 from sessfs.vfs.sealing import Sealer, SealProcessClient
 from sessfs.vfs.sealjobs import Hello
 from sessfs.vfs.space import Space
@@ -90,6 +91,7 @@ class Volume:
         StoreCorrupt, LocalStoreError.
         """
         self.state = StateDirectory(state_dir)
+        remove_leftovers(state_dir)
         self.meta = Database(state_dir / "meta", META_TABLES, map_bytes[0])
         self.hash_key = ensure_hash_key(state_dir, hash_key)
         self.inodes = Inodes(self.meta)
