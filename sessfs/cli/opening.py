@@ -7,40 +7,97 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import msgspec
 import typer
 from rich.console import Console
 
 from sessfs.cli import looking, output
-from sessfs.errors import MountBusy, StoreCorrupt
+from sessfs.cli.syncing import mount_of
+from sessfs.errors import MountBusy, NotMounted, StoreCorrupt, UsageError
+from sessfs.mount import control, mountinfo, preflight
 from sessfs.sessions import checking
 from sessfs.sessions.checking_files import DirectoryFiles
 
 if TYPE_CHECKING:
     from sessfs.sessions.checking_files import CheckReport, FileCheck, Files
 
+ANSWER_TIMEOUT_S = 600.0
+"""A snapshot of a large session may take that long."""
+
 Json = looking.Json
 Session = Annotated[
     Path, typer.Argument(metavar="SESSION", help="A session in a mount, or any directory with a profile in it.")
 ]
 
+At = Annotated[
+    int | None, typer.Option("--at", metavar="SNAPSHOT", help="Check this snapshot (`sessfs history` lists them).")
+]
 
-def check(session: Session, as_json: Json = False) -> None:
+
+class _Mounted(NamedTuple):
+    """A directory that was given, in a mount: the session's name, and the path within it."""
+
+    mountpoint: Path
+    session: str
+    inside: Path
+
+    def ask(self, verb: str, **params: Any) -> dict[str, Any]:
+        """The daemon's answer. Raises NotMounted, DaemonError."""
+        asked = {"session": self.session, **params}
+        state_dir = preflight.find_state(self.mountpoint)
+        return control.call(state_dir, verb, asked, timeout_s=ANSWER_TIMEOUT_S, on_progress=None)
+
+
+def check(session: Session, at: At = None, as_json: Json = False) -> None:
     """Say whether Chrome will open a session: its SQLite files, LevelDB directories and settings. Changes nothing.
 
-    Exit 0 only if all is good, 21 if not; then each file is named, with what is wrong and what to do.
+    Of a session in use a snapshot is taken, and checked. What is found of a snapshot is noted with it. Exit 0 only if
+    all is good, 21 if not; then each file is named, with what is wrong and what to do.
     """
-    files = DirectoryFiles(session)
-    _refuse_running(files, session)
-    report = _check(files, quiet=as_json)
-    if as_json:
-        output.print_json({"session": str(session), **msgspec.to_builtins(report)})
+    place = _find_mounted(session)
+    if place is None and at is not None:
+        raise UsageError(f"{session} is in no mount, so it has no snapshot {at}: leave --at away")
+    if place is None:
+        files = DirectoryFiles(session)
+        _refuse_running(files, session)
+        report = _check(files, quiet=as_json)
+    elif at is None and not place.ask("in_use")["in_use"]:
+        report = _check(DirectoryFiles(session), quiet=as_json)
     else:
-        _print_report(report)
+        at = place.ask("snapshot")["sequence"] if at is None else at
+        report = _check_snapshot(place, at, quiet=as_json)
+    if as_json:
+        output.print_json({"session": str(session), "snapshot": at, **msgspec.to_builtins(report)})
+    else:
+        _print_report(report, at)
     if not report.good:
         raise typer.Exit(StoreCorrupt.exit_code)
+
+
+def _find_mounted(place: Path) -> _Mounted | None:
+    """Where in which mount the directory lies; None when it is in none. UsageError for a mountpoint itself."""
+    try:
+        mountpoint = mount_of(place)
+    except NotMounted:
+        return None
+    parts = mountinfo.resolve(Path(os.path.abspath(place))).relative_to(mountpoint).parts
+    if not parts:
+        raise UsageError(f"{place} is a mountpoint: give a session, one of the directories in it")
+    return _Mounted(mountpoint, parts[0], Path(*parts[1:]))
+
+
+def _check_snapshot(place: _Mounted, sequence: int, *, quiet: bool) -> CheckReport:
+    """Check it where a view shows it, and note what was found."""
+    view = place.ask("open_view", sequence=sequence)["view"]
+    try:
+        report = _check(DirectoryFiles(place.mountpoint / view / place.inside), quiet=quiet)
+    finally:
+        place.ask("close_view", view=view)
+    if not place.inside.parts:
+        place.ask("judge", sequence=sequence, verdict=report.verdict)
+    return report
 
 
 def _refuse_running(files: Files, session: Path) -> None:
@@ -61,7 +118,7 @@ def _check(files: Files, *, quiet: bool) -> CheckReport:
         return checking.check_files(files, lambda path: shown.update(f"checking {path}"))
 
 
-def _print_report(report: CheckReport) -> None:
+def _print_report(report: CheckReport, at: int | None) -> None:
     for file in report.files:
         _print_file(file)
     for text in report.wrong:
@@ -72,7 +129,7 @@ def _print_report(report: CheckReport) -> None:
     bad = sum(not file.ok for file in report.files)
     verdict = "good" if report.good else f"bad: {bad} of {len(report.files)}" if report.files else "bad"
     checked: Any = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())) or "nothing"
-    output.print_line(f"{verdict}; checked {checked}")
+    output.print_line(f"{verdict}; checked {checked}" + (f" of snapshot {at}" if at is not None else ""))
 
 
 def _print_file(file: FileCheck) -> None:

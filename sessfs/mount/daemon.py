@@ -34,6 +34,7 @@ from sessfs.mount.node_gate import NodeGate
 from sessfs.mount.policies import Policies
 from sessfs.mount.remote_side import RemoteSide
 from sessfs.mount.repository import ANSWER_DEADLINE_S, CachedState, opened_repository
+from sessfs.mount.verbs_check import CheckVerbs
 from sessfs.mount.verbs_core import CoreVerbs
 from sessfs.mount.verbs_history import HistoryVerbs
 from sessfs.mount.verbs_limits import LimitVerbs
@@ -177,6 +178,7 @@ class Daemon:
             **RemoteVerbs(self._remote).verbs(),
             **LimitVerbs(self._volume, self._policies, self._remote).verbs(),
             **HistoryVerbs(self._lives, self._settings.mountpoint).verbs(),
+            **CheckVerbs(self._lives).verbs(),
         }
 
 

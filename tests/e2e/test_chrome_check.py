@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from sessfs.sessions.checking import check_files
 from sessfs.sessions.checking_files import DirectoryFiles
 from sessfs.sessions.leveldb_format import read_versions, scan_log
 from tests.e2e.chromelife import Life, Page, User, open_page, run_life
+from tests.support.mounted import Mounted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,3 +122,30 @@ def test_broken_on_purpose_is_found(user: User) -> None:
         file.seek(4096)
         file.write(b"\xff" * 4096)
     assert set(faults(user)) == {str(INDEXED_DB), "session/Default/Cookies"}
+
+
+def test_after_a_rollback_chromium_starts_with_the_earlier_records(page: Page) -> None:
+    """The whole way on a mount: a snapshot checked good, damage found, rolled back without saying to which."""
+    with Mounted() as mounted:
+        user = User("user1", "seed-of-user1", mounted.path / "user1")
+        session = str(user.data_path)
+        run_life(page, user, "qr", ("pair", "worker", "caches", "add=2000", "local=50"))
+        mounted.sessfs("snapshot", session)
+        mounted.sessfs("check", session, "--at", "1")
+        run_life(page, user, "ready", ["add=300"])
+        mounted.sessfs("check", session)
+        (manifest,) = (user.data_path / INDEXED_DB).glob("MANIFEST-*")
+        os.truncate(manifest, manifest.stat().st_size // 2)
+        with (user.data_path / "session/Default/Cookies").open("r+b") as file:
+            file.seek(4096)
+            file.write(os.urandom(4096))
+        done = mounted.sessfs("check", session, "--json", check=False)
+        assert done.returncode == 21
+        bad = {file["path"] for file in json.loads(done.stdout)["files"] if not file["ok"]}
+        assert bad == {str(INDEXED_DB), "session/Default/Cookies"}
+        mounted.sessfs("rollback", session)
+        mounted.sessfs("check", session)
+        life = run_life(page, user, "ready", ["verify"])
+        assert life.n_qr == 0
+        assert life.verified.errors == ()
+        assert (life.verified.user, life.verified.messages, life.verified.local_keys) == ("user1", 2000, 50)
