@@ -103,3 +103,17 @@ def lock_owner(name: bytes, target: bytes) -> tuple[str, int] | None:
     if name != _LOCK_NAME or not pid.isdigit():
         return None
     return host.decode(errors="replace"), int(pid)
+
+
+# -- the layout of profiles
+
+PROFILE = b"Default"
+"""The directory, in a user data directory, of the one profile that a session has."""
+REMOTE_AUTH_KEEPS = (b"Default", b"IndexedDB", b"Local Storage")
+"""What whatsapp-web.js's RemoteAuth keeps of PROFILE, by names in it (1.34.7: `copyByRequiredDirs`)."""
+
+
+def in_remote_auth(path: bytes) -> bool:
+    """Whether RemoteAuth's zip has *path*, which is relative to the user data directory, as the zip's names are."""
+    parts = path.split(b"/")
+    return parts[0] == PROFILE and (len(parts) == 1 or parts[1] in REMOTE_AUTH_KEEPS)
