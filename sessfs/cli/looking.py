@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from sessfs.api.mounted import MountedStore
 from sessfs.cli import output
 from sessfs.errors import NotMounted
-from sessfs.mount import control, mountinfo, preflight
+from sessfs.mount import mountinfo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-ANSWER_TIMEOUT_S = 30.0
 
 Json = Annotated[bool, typer.Option("--json", help="For scripts: JSON, sizes in bytes, times in seconds or RFC 3339.")]
 OneMount = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where it is mounted.")]
@@ -48,14 +47,8 @@ def status(mountpoint: AnyMount = None, as_json: Json = False) -> None:
 
 
 def _ask_status(place: Path) -> dict[str, Any]:
-    state_dir = preflight.find_state(place)
-    try:
-        if not preflight.answers(place):
-            raise NotMounted(f"{place} is dead: its daemon has ended. `sessfs mount {place}` recovers it")
-    except TimeoutError as exc:
-        raise NotMounted(f"{place} hangs: its daemon (pid {preflight.daemon_pid(state_dir)}) does not answer") from exc
-    answer = control.call(state_dir, "status", {}, timeout_s=ANSWER_TIMEOUT_S, on_progress=None)
-    return {"mountpoint": str(place), "state_dir": str(state_dir), **answer}
+    with MountedStore(place) as store:
+        return store.status()
 
 
 def _ask_or_say(place: Path) -> dict[str, Any]:
@@ -111,8 +104,8 @@ Reverse = Annotated[bool, typer.Option("--reverse", help="Turn the order around.
 
 def sessions(mountpoint: OneMount, sort: Sort = Order.NAME, reverse: Reverse = False, as_json: Json = False) -> None:
     """List the sessions of a mount: files, logical bytes, bytes that only it has, last change and use, expiry."""
-    state_dir = preflight.find_state(mountpoint)
-    answer = control.call(state_dir, "sessions", {}, timeout_s=ANSWER_TIMEOUT_S, on_progress=None)
+    with MountedStore(mountinfo.resolve(mountpoint)) as store:
+        answer = store.call("sessions")
     rows = sort_sessions(answer["sessions"], sort, reverse=reverse)
     if as_json:
         output.print_json({**answer, "sessions": rows})

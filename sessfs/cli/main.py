@@ -12,6 +12,7 @@ import typer
 from sessfs.cli import (
     checking,
     doctor,
+    exporting,
     histories,
     limiting,
     looking,
@@ -48,6 +49,7 @@ def build_app() -> typer.Typer:
         histories.snapshot,
         histories.rollback,
         histories.clone,
+        exporting.export,
         checking.fsck,
         remote_commands.gc,
         remote_commands.key,

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from sessfs import config
+from sessfs.api.opening import remote_only_settings
 from sessfs.cli import looking, mounting, output
 from sessfs.errors import RemoteConflict, UsageError
 from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, rewrap_format
@@ -62,18 +63,15 @@ def settings_for(
     url: str | None, endpoint_url: str | None, region: str | None, path_style: bool, key_file: str | None
 ) -> Settings:
     """Settings of a command without a mount: flags, variables and /etc/sessfs.toml. Raises UsageError."""
-    given = {
-        "remote": url,
-        "endpoint_url": endpoint_url,
-        "region": region,
-        "path_style": path_style or None,
-        "key_file": key_file,
-    }
-    flags = {key: value for key, value in given.items() if value is not None}
-    settings = config.load(Path("/"), flags, file=None, env=os.environ, uid=os.geteuid())
-    if settings.remote is None:
-        raise UsageError("which remote? Give --remote URL")
-    return settings
+    return remote_only_settings(
+        {
+            "remote": url,
+            "endpoint_url": endpoint_url,
+            "region": region,
+            "path_style": path_style or None,
+            "key_file": key_file,
+        }
+    )
 
 
 async def with_repository(settings: Settings, work: Callable[[ObjectStore, bytes, Envelope], Awaitable[T]]) -> T:

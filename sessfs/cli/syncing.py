@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,17 +10,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from sessfs.api.mounted import MountedStore
+from sessfs.api.opening import mount_of
 from sessfs.cli import looking, output
-from sessfs.errors import NotMounted
-from sessfs.mount import control, mountinfo, preflight, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Show = Callable[[dict[str, Any]], None]
-
-ANSWER_MARGIN_S = 60.0
-"""The daemon keeps to the time-out itself; this much later it counts as hanging."""
 
 Json = looking.Json
 Places = Annotated[
@@ -53,24 +49,9 @@ def sync(places: Places, timeout: Timeout = 300.0, as_json: Json = False) -> Non
         output.print_json(done)
 
 
-def mount_of(place: Path) -> Path:
-    """The sessfs mountpoint that *place* is, or lies in. Raises NotMounted. A dead or hanging mount is not touched."""
-    absolute = mountinfo.resolve(Path(os.path.abspath(place)))
-    within = [Path(mount.mountpoint) for mount in mountinfo.sessfs_mounts()]
-    found = [mountpoint for mountpoint in within if absolute.is_relative_to(mountpoint)]
-    if not found:
-        raise NotMounted(f"{place} is neither a sessfs mount nor in one: `sessfs status` lists the mounts")
-    return max(found, key=lambda mountpoint: len(mountpoint.parts))
-
-
 def _sync(mountpoint: Path, timeout_s: float, show: Show) -> dict[str, Any]:
-    state_dir = preflight.find_state(mountpoint)
-    try:
-        syscalls.within(timeout_s, lambda: syscalls.syncfs(str(mountpoint)), "writing out the kernel's pages")
-    except TimeoutError as exc:
-        raise NotMounted(f"{mountpoint} hangs: {exc}") from exc
-    params = {"timeout_s": timeout_s}
-    return control.call(state_dir, "sync", params, timeout_s=timeout_s + ANSWER_MARGIN_S, on_progress=show)
+    with MountedStore(mountpoint) as store:
+        return {"uploaded_bytes": store.sync(timeout_s, show)}
 
 
 def _sync_with_bar(mountpoint: Path, timeout_s: float) -> dict[str, Any]:

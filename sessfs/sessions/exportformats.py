@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 HOLE_BYTES = 4096
 """A run of zeros of this size, aligned, is left out of a file that has holes."""
 ZEROS_BYTES = 1 << 20
-COPY_BYTES = 1 << 20
 DOS_FIRST = (1980, 1, 1, 0, 0, 0)
 DOS_LAST = (2107, 12, 31, 23, 59, 58)
 ZIP_UNIX = 3
@@ -202,7 +201,6 @@ class TarWriter:
             encoding="utf-8",
             errors="surrogateescape",
         )
-        self._tar.copybufsize = COPY_BYTES
 
     def require(self, node: TreeNode) -> None:
         """See Writer: sockets are left out."""

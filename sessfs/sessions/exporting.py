@@ -47,7 +47,7 @@ class ExportStep:
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export wrote: *files* are all names but directories', *n_bytes* the content of regular files, each hard
+    """What an export wrote: *files* are all names but directories', *content_bytes* that of regular files, each hard
     link's once. *notes* say what the format could not hold.
     """
 
@@ -55,7 +55,7 @@ class ExportReport:
     format: str
     files: int
     directories: int
-    n_bytes: int
+    content_bytes: int
     notes: list[str]
 
 

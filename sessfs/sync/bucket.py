@@ -26,11 +26,11 @@ from sessfs.sync.remote_index import open_existing, read_holder
 from sessfs.sync.restore import load_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import Collection
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import Manifest, ManifestRef
-    from sessfs.format.repository import Holder, SessionObject
+    from sessfs.format.repository import Holder, KeptSnapshot, SessionObject
     from sessfs.remote.catalogue import Catalogue
     from sessfs.remote.objectstore import ObjectStore
     from sessfs.types import ChunkId
@@ -78,15 +78,19 @@ class Bucket:
         record = await self.find_object(name)
         return None if record is None else (record.manifest, record.sequence)
 
-    async def iter_names(self) -> AsyncIterator[bytes]:
-        """The names of all sessions, in no certain order, each once. Raises RemoteError."""
-        for name, (ref, _) in self._catalogue.items():
-            if ref is not None and name != DOT_SESSION:
-                yield name
+    async def names(self) -> list[bytes]:
+        """The names of all sessions, sorted. Raises RemoteError."""
+        found = {name for name, (ref, _) in self._catalogue.items() if ref is not None}
         async for entry in iter_keys(self._store, SESSIONS_PREFIX):
             name = self._envelope.open_name(entry.key.removeprefix(SESSIONS_PREFIX))
-            if name not in self._catalogue and name != DOT_SESSION:
-                yield name
+            if name not in self._catalogue:
+                found.add(name)
+        return sorted(found - {DOT_SESSION})
+
+    async def kept(self, name: bytes) -> list[KeptSnapshot]:
+        """The session's kept snapshots, oldest first. Raises RemoteError."""
+        record = await self.find_object(name)
+        return [] if record is None else record.kept
 
     async def load(self, ref: ManifestRef) -> Manifest:
         """The full manifest at *ref*. Raises RemoteError."""

@@ -1,0 +1,175 @@
+"""`Store` and `Session`: what a program does with sessions, whatever kind of place they lie in.
+
+The three kinds of stores override what they can do; what they can't says so by UsageError. Everything blocks, and one
+store is for one thread at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sessfs.api.files import open_file
+from sessfs.api.records import Entry, SessionRecord, entry_of
+from sessfs.errors import UsageError
+from sessfs.mount import syscalls
+from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep, check_dest, export_tree, guess_format
+from sessfs.sessions.trees import Tree, normalize
+
+if TYPE_CHECKING:
+    import io
+    from collections.abc import Callable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+RESERVED_PREFIX = b".sessfs-"
+StoreT = TypeVar("StoreT", bound="Store")
+
+
+class Store(ABC):
+    """Sessions in one place; made by `open_store`, and closed by leaving its `with` or by `close`."""
+
+    where: str
+    """The mountpoint, state directory or URL, for people."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give everything back; of a state directory, all changes are durable on return. Raises SessfsError."""
+
+    # -- what there is
+
+    @abstractmethod
+    def sessions(self) -> Iterator[SessionRecord]:
+        """Every session. Raises SessfsError."""
+
+    def session(self, name: PathLike) -> Session:
+        """The session of that name. Raises UsageError when there is none, SessfsError when that can't be known."""
+        encoded = session_name(name)
+        if not self.has(encoded):
+            raise UsageError(f"{self.where} has no session {os.fsdecode(encoded)}")
+        return Session(self, encoded)
+
+    @abstractmethod
+    def has(self, name: bytes) -> bool:
+        """Whether there is such a session. Raises SessfsError."""
+
+    @abstractmethod
+    def tree(self, name: bytes, at: int | None, *, steady: bool) -> Tree:
+        """The session's tree, to be closed: as it is now, or at snapshot *at*. With *steady* nobody's changes are seen
+        in it while it is read, also where that costs a snapshot. Raises UsageError when there is none.
+        """
+
+    @abstractmethod
+    def status(self) -> dict[str, Any]:
+        """How the store does, as JSON has it: for a mount what `sessfs status --json` prints."""
+
+    # -- what can be done
+
+    def sync(self, timeout_s: float = 300.0, progress: Callable[[dict[str, Any]], None] | None = None) -> int:
+        """Return the bytes sent once the remote has every change made before. Raises Unsynced, naming sessions, when
+        it has not after *timeout_s*; *progress* gets `uploaded_bytes` and `pending_bytes` meanwhile.
+        """
+        raise self._cannot("sync")
+
+    def _cannot(self, what: str) -> UsageError:
+        return UsageError(f"{self.where} can't {what}: that takes a mount")
+
+
+class Session:
+    """One session of a store."""
+
+    def __init__(self, store: Store, name: bytes) -> None:
+        self._store = store
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """Its name; bytes that are no UTF-8 are there as os.fsdecode gives them."""
+        return os.fsdecode(self._name)
+
+    def __repr__(self) -> str:
+        return f"<Session {self.name!r} of {self._store.where}>"
+
+    # -- reading
+
+    def walk(self, at: int | None = None) -> Iterator[Entry]:
+        """Every entry, the session's own directory first, directories before what is in them; as of snapshot *at*."""
+        tree = self._store.tree(self._name, at, steady=False)
+        try:
+            for node in tree.walk():
+                yield entry_of(node)
+        finally:
+            tree.close()
+
+    def files(self, at: int | None = None) -> Iterator[Entry]:
+        """The regular files of `walk`."""
+        return (entry for entry in self.walk(at) if entry.is_file)
+
+    def open(self, path: PathLike, at: int | None = None) -> io.BufferedReader:
+        """The file at *path*, for reading: it is seekable, and reads what is asked for, chunk by chunk. To be closed.
+
+        Raises PosixError (ENOENT, EISDIR, ELOOP for a symlink, which is never followed), SessfsError.
+        """
+        tree = self._store.tree(self._name, at, steady=False)
+        try:
+            return open_file(tree, normalize(os.fsencode(path)))
+        except BaseException:
+            tree.close()
+            raise
+
+    def read(self, path: PathLike, at: int | None = None) -> bytes:
+        """The whole content of the file at *path*. Raises as `open`."""
+        with self.open(path, at) as file:
+            return file.read()
+
+    # -- as a whole
+
+    def export(
+        self,
+        dest: str | os.PathLike[str],
+        *,
+        at: int | None = None,
+        format: ExportFormat | str | None = None,
+        progress: Callable[[ExportStep], None] | None = None,
+    ) -> ExportReport:
+        """Write the session to *dest*, which must not exist (an empty directory may), whole and durable or not at all.
+
+        *format* is guessed from the suffix of *dest* when not given. Raises UsageError, SessfsError, OSError.
+        """
+        path = Path(os.path.abspath(dest))
+        form = guess_format(path) if format is None else _format_of(format)
+        check_dest(path, form)
+        tree = self._store.tree(self._name, at, steady=True)
+        try:
+            return export_tree(tree, path, form, syncfs=syscalls.syncfs, progress=progress)
+        finally:
+            tree.close()
+
+
+def session_name(name: PathLike) -> bytes:
+    """The bytes of a session's name. Raises UsageError for what can't be one."""
+    encoded = os.fsencode(name)
+    if not encoded or b"/" in encoded or b"\0" in encoded or encoded in (b".", b".."):
+        raise UsageError(f"{os.fsdecode(encoded)!r} is no name of a session: it is that of a directory in the mount")
+    if encoded.startswith(RESERVED_PREFIX):
+        raise UsageError(f"{os.fsdecode(encoded)} is no session: names that begin with .sessfs- are the product's own")
+    return encoded
+
+
+def _format_of(given: ExportFormat | str) -> ExportFormat:
+    try:
+        return ExportFormat(given)
+    except ValueError as exc:
+        raise UsageError(f"the format {given!r} is not one of {', '.join(ExportFormat)}") from exc
