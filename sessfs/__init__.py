@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from sessfs.errors import SessfsError
 
-__all__ = [
+__all__ = (
     "Entry",
     "ExportFormat",
     "ExportReport",
@@ -31,7 +31,7 @@ __all__ = [
     "SessionRecord",
     "Store",
     "open_store",
-]
+)
 
 
 def __getattr__(name: str) -> object:

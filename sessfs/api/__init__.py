@@ -5,7 +5,7 @@ from sessfs.api.records import Entry, SessionRecord
 from sessfs.api.store import Session, Store
 from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep
 
-__all__ = [
+__all__ = (
     "Entry",
     "ExportFormat",
     "ExportReport",
@@ -14,4 +14,4 @@ __all__ = [
     "SessionRecord",
     "Store",
     "open_store",
-]
+)
