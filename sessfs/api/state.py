@@ -18,7 +18,8 @@ from sessfs.api.store import Store
 from sessfs.chrome import PathClass
 from sessfs.errors import RemoteUnavailable, UsageError
 from sessfs.mount import preflight
-from sessfs.mount.reports import sessions_report, status_report
+from sessfs.mount.reports import status_report
+from sessfs.sessions.usage import list_sessions, measure_session
 from sessfs.sessions.volumetree import VolumeTree
 from sessfs.types import ROOT_INO, ChunkId, Ino
 from sessfs.vfs.volume import LocalChunks, RemoteHooks, Volume
@@ -95,6 +96,7 @@ class StateStore(Store):
         """Raises StateInUse, with the pid, when somebody has it; StateTooNew, NoRights, LocalStoreError."""
         preflight.check_state(settings.state_dir)
         self.where = str(settings.state_dir)
+        self._settings = settings
         self._began_s = time.monotonic()
         self._portal: Portal[Volume] = Portal(lambda: opened_volume(settings), self.where)
 
@@ -108,8 +110,14 @@ class StateStore(Store):
 
     def sessions(self) -> Iterator[SessionRecord]:
         """See Store."""
-        answer = self._portal.call(sessions_report, self._volume, None)
-        return iter(msgspec.convert(answer["sessions"], list[SessionRecord]))
+        return iter(self._portal.call(self._measure))
+
+    async def _measure(self) -> list[SessionRecord]:
+        volume, found = self._volume, []
+        for name, session in list_sessions(volume.inodes):
+            usage = await measure_session(volume.inodes, volume.references, name, session)
+            found.append(SessionRecord(**msgspec.structs.asdict(usage)))
+        return found
 
     def has(self, name: bytes) -> bool:
         """See Store."""
@@ -140,4 +148,5 @@ class StateStore(Store):
     def status(self) -> dict[str, Any]:
         """See Store."""
         uptime_s = time.monotonic() - self._began_s
-        return {"state_dir": self.where, **self._portal.do(status_report, self._volume, uptime_s, {}, None)}
+        report = self._portal.do(status_report, self._volume, uptime_s, {}, None, self._settings.warn_total_bytes)
+        return {"state_dir": self.where, **report}

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sessfs.api.opening import mount_of
 from sessfs.cli import looking, output
-from sessfs.cli.syncing import mount_of
 from sessfs.errors import UsageError
 from sessfs.mount import control, mountinfo, preflight
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sessfs import config
-from sessfs.cli import looking, output, syncing
+from sessfs.api.opening import mount_of
+from sessfs.cli import looking, output
 from sessfs.errors import UsageError
 from sessfs.mount import control, mountinfo, preflight
 
@@ -43,7 +44,7 @@ def limit(
 
     They are in force at once and outlive the mount. `default` gives a limit back to the settings of the mount.
     """
-    mountpoint = syncing.mount_of(place)
+    mountpoint = mount_of(place)
     name = session_of(place, mountpoint)
     counts = {"max_sessions": max_sessions, "max_active": max_active}
     sizes = {"max_session_bytes": max_session_bytes, "max_unique_bytes": max_unique_bytes}

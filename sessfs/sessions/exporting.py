@@ -8,7 +8,7 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sessfs import chrome
 from sessfs.errors import UsageError
@@ -94,14 +94,14 @@ def export_tree(
     or the format can't hold the tree, SessfsError as *tree* does, OSError.
     """
     check_dest(dest, form)
-    nodes = list(tree.walk())
+    entries = [_Entry(node, node.path) for node in tree.walk()]
     if form is ExportFormat.REMOTEAUTH:
-        nodes = _remote_auth(nodes)
+        entries = _remote_auth(entries)
     part = dest.parent / f".{dest.name[:200]}.{secrets.token_hex(4)}{PART_SUFFIX}"
     try:
         if form is ExportFormat.DIR:
             part.mkdir(0o700)
-            report = _export(tree, nodes, DirectoryWriter(os.fsencode(part)), dest, form, progress)
+            report = _export(tree, entries, DirectoryWriter(os.fsencode(part)), dest, form, progress)
             syncfs(str(part))
         else:
             with part.open("xb") as file:
@@ -109,7 +109,7 @@ def export_tree(
                 writer = ZipWriter(file) if form in (ExportFormat.ZIP, ExportFormat.REMOTEAUTH) else None
                 report = _export(
                     tree,
-                    nodes,
+                    entries,
                     writer or TarWriter(file, compress=form is ExportFormat.TAR_ZST),
                     dest,
                     form,
@@ -142,41 +142,48 @@ def _flush_directory(path: Path) -> None:
         os.close(fd)
 
 
+class _Entry(NamedTuple):
+    """A node, and the path that it gets in the export."""
+
+    node: TreeNode
+    path: bytes
+
+
 def _export(
     tree: Tree,
-    nodes: Sequence[TreeNode],
+    entries: Sequence[_Entry],
     writer: Writer,
     dest: Path,
     form: ExportFormat,
     progress: Callable[[ExportStep], None] | None,
 ) -> ExportReport:
-    for node in nodes:
-        writer.require(node)
-    sizes = {node.ino: node.size for node in nodes if node.is_file}
+    sizes = {node.ino: node.size for node, _ in entries if node.is_file}
     copier = _Copier(tree, writer, sum(sizes.values()), progress)
     try:
-        for group in _groups(nodes):
-            tree.warm([node for node in group if node.is_file])
-            for node in group:
-                copier.copy(node)
+        for node, path in entries:
+            writer.require(node._replace(path=path))
+        for group in _groups(entries):
+            tree.warm([node for node, _ in group if node.is_file])
+            for entry in group:
+                copier.copy(entry)
         writer.finish()
     finally:
         writer.abandon()
-    directories = sum(node.is_dir for node in nodes)
+    directories = sum(node.is_dir for node, _ in entries)
     notes = [note if count == 1 else f"{note} ({count} times)" for note, count in writer.notes.items()]
-    return ExportReport(str(dest), form.value, len(nodes) - directories, directories, sum(sizes.values()), notes)
+    return ExportReport(str(dest), form.value, len(entries) - directories, directories, sum(sizes.values()), notes)
 
 
-def _groups(nodes: Sequence[TreeNode]) -> Iterator[list[TreeNode]]:
+def _groups(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
     """Neighbours, as many as are worth bringing near at once."""
-    group: list[TreeNode] = []
+    group: list[_Entry] = []
     room = WARM_BYTES
-    for node in nodes:
-        if group and node.allocated > room:
+    for entry in entries:
+        if group and entry.node.allocated > room:
             yield group
             group, room = [], WARM_BYTES
-        group.append(node)
-        room -= node.allocated
+        group.append(entry)
+        room -= entry.node.allocated
     if group:
         yield group
 
@@ -194,39 +201,39 @@ class _Copier:
         self._done_bytes = 0
         self._first: dict[int, TreeNode] = {}
 
-    def copy(self, node: TreeNode) -> None:
+    def copy(self, entry: _Entry) -> None:
         """Write one node."""
+        node, written = entry.node, entry.node._replace(path=entry.path)
         first = self._first.get(node.ino) if not node.is_dir else None
-        if first is not None and self._writer.link(node, first):
+        if first is not None and self._writer.link(written, first):
             return
-        self._first.setdefault(node.ino, node)
-        before = self._done_bytes
-        self._writer.add(node, self._pieces(node))
-        # Holes are done as well, but a second copy of the same content was not counted in the total.
-        self._done_bytes = before if first is not None else before + (node.size if node.is_file else 0)
+        self._first.setdefault(node.ino, written)
+        # A second copy of the same content is not counted in the total.
+        done = self._done_bytes + (node.size if first is None and node.is_file else 0)
+        self._writer.add(written, self._pieces(node, counts=first is None))
+        self._done_bytes = done
         self._say(node)
 
-    def _pieces(self, node: TreeNode) -> Pieces:
+    def _pieces(self, node: TreeNode, *, counts: bool) -> Pieces:
         if not node.is_file:
             return
         for start, end in self._tree.spans(node):
             for at in range(start, end, PIECE_BYTES):
                 piece = self._tree.read(node, at, min(PIECE_BYTES, end - at))
                 yield at, piece
-                self._done_bytes += len(piece)
+                self._done_bytes += len(piece) if counts else 0
                 self._say(node)
 
     def _say(self, node: TreeNode) -> None:
         if self._progress is not None:
-            done = min(self._done_bytes, self._total_bytes)
-            self._progress(ExportStep(done, self._total_bytes, os.fsdecode(node.path)))
+            self._progress(ExportStep(self._done_bytes, self._total_bytes, os.fsdecode(node.path)))
 
 
-def _remote_auth(nodes: Sequence[TreeNode]) -> list[TreeNode]:
-    """The nodes that RemoteAuth keeps, by paths as in its zip. Raises UsageError when there is nothing of that kind, or
-    more than one profile.
+def _remote_auth(entries: Sequence[_Entry]) -> list[_Entry]:
+    """What RemoteAuth keeps, by paths as in its zip. Raises UsageError when there is nothing of that kind, or more than
+    one profile.
     """
-    directories = {node.path for node in nodes if node.is_dir}
+    directories = [path for node, path in entries if node.is_dir]
     profiles = sorted(os.path.dirname(path) for path in directories if os.path.basename(path) == chrome.PROFILE)
     profiles = [b""] if b"" in profiles else [path for path in profiles if b"/" not in path]
     if not profiles:
@@ -235,11 +242,8 @@ def _remote_auth(nodes: Sequence[TreeNode]) -> list[TreeNode]:
         found = ", ".join(show(path) for path in profiles)
         raise UsageError(f"the session has several profiles ({found}), and RemoteAuth's zip holds one: export to a tar")
     prefix = profiles[0] + b"/" if profiles[0] else b""
-    kept = []
-    for node in nodes:
-        path = node.path.removeprefix(prefix)
-        if node.path.startswith(prefix) and chrome.in_remote_auth(path) and (node.is_dir or node.is_file):
-            kept.append(node._replace(path=path))
+    inside = [_Entry(node, path.removeprefix(prefix)) for node, path in entries if path.startswith(prefix)]
+    kept = [e for e in inside if chrome.in_remote_auth(e.path) and (e.node.is_dir or e.node.is_file)]
     if len(kept) < 2:
         raise UsageError("the session's profile has nothing that RemoteAuth keeps: let WhatsApp Web log in first")
     return kept
