@@ -13,8 +13,8 @@ import msgspec
 import typer
 from rich.console import Console
 
+from sessfs.api.opening import mount_of
 from sessfs.cli import looking, output
-from sessfs.cli.syncing import mount_of
 from sessfs.errors import MountBusy, NotMounted, StoreCorrupt, UsageError
 from sessfs.mount import control, mountinfo, preflight
 from sessfs.sessions import checking
