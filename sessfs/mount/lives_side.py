@@ -41,6 +41,7 @@ def build_lives(volume: Volume, settings: Settings, remote: RemoteSide | None) -
         await flush_kernel(settings.mountpoint)
 
     if remote is not None:
+        remote.sessions.forget_name = kernel.forget_name
         lives = Lives(
             volume,
             remote.history,

@@ -95,13 +95,17 @@ class SessionDirectory:
         """Sessions whose tree is not loaded."""
         self.loaded: list[tuple[Ino, list[ChunkId]]] = []
         """Sessions loaded and not yet prefetched, with the chunks to prefetch."""
+        self.forget_name: Callable[[bytes], None] = lambda name: None
+        """Has the kernel look up a top-level name again; set by whoever mounts."""
 
     def distrust(self) -> None:
         """Another node has held the prefix since this state was written: compare each session at its next look-up."""
         self.unverified = {ino for ino, p in self._places.iter_published() if not p.stub}
-        for _, dentry in self._inodes.iter_dentries(ROOT_INO):
+        for name, dentry in list(self._inodes.iter_dentries(ROOT_INO)):
             # Also what is not known to be published: another node may have made a session of the same name.
             self.unverified.add(dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO)
+            # Where this comes while the volume is mounted, the remote having been away at its start.
+            self.forget_name(name)
         self.unverified -= self.stubs
         self._complete = False
 

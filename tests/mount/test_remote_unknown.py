@@ -153,6 +153,23 @@ def test_a_used_state_mounts_without_the_remote(filled: Bucket, mood: Mood) -> N
             assert (second.path / "one" / "new").read_text() == "written without the remote"
 
 
+def test_what_another_node_did_meanwhile_is_seen_though_the_kernel_knew_better(filled: Bucket) -> None:
+    """A state that was mounted without the remote, and looked at, while another node had the prefix and gave it back."""
+    with filled.mounted() as mounted:
+        assert (mounted.path / "one" / "file").read_bytes() == CONTENT
+        wait_kept(mounted)
+        mounted.umount()
+        with bad(filled, Mood.RESET):
+            mounted.mount()
+            assert (mounted.path / "one" / "file").read_bytes() == CONTENT
+            with filled.bypassed().mounted() as second:
+                (second.path / "one" / "file").write_text("by the second")
+                second.umount()
+            assert (mounted.path / "one" / "file").read_bytes() == CONTENT
+        assert posix.eventually(lambda: mounted.control("status", {})["remote"]["node"]["open"], WAIT_S)
+        assert posix.eventually(lambda: (mounted.path / "one" / "file").read_bytes() == b"by the second", 5)
+
+
 def wait_kept(mounted: Mounted) -> None:
     """Return once chunks that were fetched are in the local store."""
     assert posix.eventually(lambda: mounted.control("status", {})["stored_bytes"] > len(CONTENT) // 2, 10)
