@@ -154,7 +154,7 @@ def test_a_used_state_mounts_without_the_remote(filled: Bucket, mood: Mood) -> N
 
 
 def test_what_another_node_did_meanwhile_is_seen_though_the_kernel_knew_better(filled: Bucket) -> None:
-    """A state that was mounted without the remote, and looked at, while another node had the prefix and gave it back."""
+    """A state that was mounted without the remote, and looked at, while another node had the prefix for a while."""
     with filled.mounted() as mounted:
         assert (mounted.path / "one" / "file").read_bytes() == CONTENT
         wait_kept(mounted)
