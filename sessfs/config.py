@@ -34,6 +34,9 @@ NOT_SETTINGS = ("SESSFS_CONFIG", "SESSFS_KEY", "SESSFS_NEW_KEY")
 """Variables with a meaning of their own: the settings file, and secrets, which no settings file should hold."""
 """Variables with this prefix are never settings: tests may use them."""
 
+EXPIRE_ACTIONS = ("hibernate", "remove")
+MAX_DAYS = 36_500.0
+
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 _FUSE_OPTIONS = "allow_other no_allow_other default_permissions"
@@ -93,6 +96,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Most bytes of the files of one session."""
     max_unique_bytes: int | None = None
     """Most bytes that one session alone has."""
+    expire_days: float | None = None
+    """Sessions not used for so long expire; None: never."""
+    expire_action: str | None = None
+    """`hibernate` or `remove`; None: hibernate, which needs a remote."""
+    trash_days: float = 30.0
+    """How long a removed session rests in the trash."""
     chrome_names: tuple[str, ...] = CHROME_PROCESSES
     """Names of the programs whose opens count as use of a session."""
     keep_last: int = 10
@@ -200,6 +209,27 @@ def _size_or_off(value: object) -> int | None:
     return None if value == "off" else _positive_size(value)
 
 
+def _days(value: object) -> float:
+    try:
+        days = float(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else 0.0
+    except ValueError:
+        days = 0.0
+    if not 0 < days < MAX_DAYS:
+        raise ValueError(f"{value!r} is not a number of days above 0")
+    return days
+
+
+def _days_or_off(value: object) -> float | None:
+    return None if value == "off" else _days(value)
+
+
+def _expire_action(value: object) -> str:
+    action = _text(value)
+    if action not in EXPIRE_ACTIONS:
+        raise ValueError(f"{value!r} is not one of {', '.join(EXPIRE_ACTIONS)}")
+    return action
+
+
 def _names(value: object) -> tuple[str, ...]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list | tuple) or not all(isinstance(part, str) and part.strip() for part in parts):
@@ -292,6 +322,9 @@ def _table() -> dict[str, _Setting]:
         _Setting("max_active", "max_active", _count_or_off),
         _Setting("max_session_bytes", "max_session_bytes", _size_or_off),
         _Setting("max_unique_bytes", "max_unique_bytes", _size_or_off),
+        _Setting("expire_days", "expire_days", _days_or_off),
+        _Setting("expire_action", "expire_action", _expire_action),
+        _Setting("trash_days", "trash_days", _days),
         _Setting("chrome_names", "chrome_names", _names),
         _Setting("keep_last", "keep_last", _positive_count),
         _Setting("keep_hourly", "keep_hourly", _count),
@@ -343,6 +376,11 @@ def load(
             raise UsageError(
                 f"the path {str(path)!r} has bytes that are not UTF-8, or control characters: choose another"
             )
+    if fields.get("expire_days") and not fields.get("remote") and fields.get("expire_action") != "remove":
+        raise UsageError(
+            "--expire-days without --remote has nowhere to hibernate sessions to: add --expire-action remove to have "
+            "them moved to the trash"
+        )
     return Settings(mountpoint=mountpoint, **fields)
 
 

@@ -12,6 +12,7 @@ import typer
 from sessfs.cli import (
     checking,
     doctor,
+    expiring,
     exporting,
     histories,
     limiting,
@@ -44,6 +45,8 @@ def build_app() -> typer.Typer:
         looking.sessions,
         syncing.sync,
         limiting.limit,
+        expiring.expire,
+        expiring.trash,
         opening.check,
         histories.history,
         histories.snapshot,

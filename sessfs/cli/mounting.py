@@ -89,6 +89,16 @@ MaxSessionBytes = Annotated[
 MaxUniqueBytes = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Most bytes that only one session has, or off [default: off].")
 ]
+ExpireDays = Annotated[
+    str | None, typer.Option(metavar="N", help="Sessions not used for N days expire, or off [default: off].")
+]
+ExpireAction = Annotated[
+    str | None,
+    typer.Option(metavar="ACTION", help="hibernate (the remote keeps them) or remove [default: hibernate]."),
+]
+TrashDays = Annotated[
+    str | None, typer.Option(metavar="N", help="Days that a removed session rests in the trash [default: 30].")
+]
 ChromeNames = Annotated[
     str | None,
     typer.Option(metavar="NAME[,NAME]", help="Programs whose opens count as use [default: chrome, chromium, ...]."),
@@ -144,6 +154,9 @@ def mount(
     max_active: MaxActive = None,
     max_session_bytes: MaxSessionBytes = None,
     max_unique_bytes: MaxUniqueBytes = None,
+    expire_days: ExpireDays = None,
+    expire_action: ExpireAction = None,
+    trash_days: TrashDays = None,
     chrome_names: ChromeNames = None,
     keep_last: KeepLast = None,
     keep_hourly: KeepHourly = None,

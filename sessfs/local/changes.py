@@ -74,6 +74,10 @@ class Changes:
         """Sessions with changes that are not published: those noted here, and those on their way."""
         return [Ino(SESSION_KEY.unpack(key)[0]) for key, _ in self._meta.scan(DIRTY)]
 
+    def is_unpublished(self, session: Ino) -> bool:
+        """True when the session is one of those that `unpublished` lists."""
+        return session in self.sessions or self._meta.get(DIRTY, SESSION_KEY.pack(session)) is not None
+
     def take(self, session: Ino) -> SessionChanges:
         """At a cut: the changes noted so far; from here on new ones are collected. They still count as unpublished, in
         `meta/`, until `settle`.

@@ -34,7 +34,7 @@ class SessionLimits(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ClockRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The wall clock (ns since 1970) when retention last looked at it, and for how many seconds more it is not trusted."""
+    """The wall clock (ns since 1970) when retention last looked at it; for how many seconds more it is not trusted."""
 
     seen_ns: int
     hold_s: int = 0

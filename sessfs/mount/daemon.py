@@ -36,6 +36,7 @@ from sessfs.mount.remote_side import RemoteSide
 from sessfs.mount.repository import ANSWER_DEADLINE_S, CachedState, opened_repository
 from sessfs.mount.verbs_check import CheckVerbs
 from sessfs.mount.verbs_core import CoreVerbs
+from sessfs.mount.verbs_expiry import ExpiryVerbs
 from sessfs.mount.verbs_history import HistoryVerbs
 from sessfs.mount.verbs_limits import LimitVerbs
 from sessfs.mount.verbs_remote import RemoteVerbs
@@ -97,7 +98,7 @@ class Daemon:
             self._remote = RemoteSide(repository, self._gate, self._chunks, self._volume, settings)
         self._lives = build_lives(self._volume, settings, self._remote)
         sessions = self._remote.sessions if self._remote is not None else None
-        self._policies = Policies(self._volume, settings, self._remote)
+        self._policies = Policies(self._volume, settings, self._remote, self._lives)
         self._operations = SessionOperations(self._volume, time.time_ns, sessions, self._policies.last_use)
 
     def _bound(self) -> int:
@@ -177,6 +178,7 @@ class Daemon:
             **CoreVerbs(self._volume, self._remote, self._operations.requests, self._settings, self._policies).verbs(),
             **RemoteVerbs(self._remote).verbs(),
             **LimitVerbs(self._volume, self._policies, self._remote).verbs(),
+            **ExpiryVerbs(self._policies).verbs(),
             **HistoryVerbs(self._lives, self._settings.mountpoint).verbs(),
             **CheckVerbs(self._lives).verbs(),
         }

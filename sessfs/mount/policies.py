@@ -1,4 +1,4 @@
-"""What bounds the sessions of a mount: limits, and how long they are kept; wired once, beside the volume."""
+"""What bounds the sessions of a mount: limits, how long they are kept, the trash; wired once, beside the volume."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ import pyfuse3
 import trio
 
 from sessfs.errors import RemoteError
+from sessfs.local.policy import PolicyTable
 from sessfs.mount.browsers import Browsers
+from sessfs.sessions.clockguard import ClockGuard
 from sessfs.sessions.lastuse import LastUse
 from sessfs.sessions.limits import Limits, limits_of
+from sessfs.sessions.retention import HIBERNATE, Retention, Rules
+from sessfs.sessions.trash import Trash
 from sessfs.sessions.usage import rfc3339
 
 if TYPE_CHECKING:
     from sessfs.config import Settings
+    from sessfs.mount.lives_side import LivesSide
     from sessfs.mount.remote_side import RemoteSide
     from sessfs.types import Ino
     from sessfs.vfs.volume import Volume
@@ -31,9 +36,9 @@ def forget_name(parent: Ino, name: bytes) -> None:
 
 
 class Policies:
-    """Limits and last use of a mount. `run` must be running in the daemon's nursery."""
+    """Limits, last use, retention and trash of a mount. `run` must be running in the daemon's nursery."""
 
-    def __init__(self, volume: Volume, settings: Settings, remote: RemoteSide | None) -> None:
+    def __init__(self, volume: Volume, settings: Settings, remote: RemoteSide | None, lives: LivesSide) -> None:
         self._volume = volume
         self._remote = remote
         browsers = Browsers(settings.chrome_names)
@@ -47,11 +52,26 @@ class Policies:
         self.last_use = LastUse(
             volume.inodes, clock_ns=time.time_ns, monotonic_s=time.monotonic, is_chrome=browsers.is_chrome
         )
+        self.trash = Trash(volume, lives.lives, clock_ns=time.time_ns, load=self._load)
+        self.retention = Retention(
+            volume,
+            Rules(settings.expire_days, settings.expire_action or HIBERNATE, settings.trash_days),
+            self.last_use,
+            self.trash,
+            ClockGuard(PolicyTable(volume.meta), clock_ns=time.time_ns, monotonic_s=time.monotonic),
+            lives.kernel,
+            remote=remote.sessions if remote is not None else None,
+        )
+
+    async def _load(self, session: Ino) -> None:
+        if self._remote is not None:
+            await self._remote.sessions.load(session)
 
     async def run(self) -> None:
         """For ever; started once, in the daemon's nursery."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.limits.run)
+            nursery.start_soon(self.retention.run)
             if self._remote is not None:
                 nursery.start_soon(self._know_all, self._remote)
 
@@ -67,10 +87,18 @@ class Policies:
                     log.info("sessions that only the remote has are not counted yet: %s", exc)
             await trio.sleep(RETRY_S)
 
+    def logical_bytes(self, session: Ino) -> int:
+        """Bytes of the session's files, as far as it is loaded."""
+        return self._volume.inodes.session_counters(session).logical_bytes
+
     def session_row(self, session: Ino) -> dict[str, Any]:
         """The part of one session in `sessfs sessions`."""
-        return {"last_use": rfc3339(self.last_use.last_use_ns(session))}
+        row: dict[str, Any] = {"last_use": rfc3339(self.last_use.last_use_ns(session))}
+        expires_ns = self.retention.expires_ns(session)
+        if expires_ns is not None:
+            row["expires"] = rfc3339(expires_ns)
+        return row
 
     def warnings(self) -> list[str]:
         """What a person should know."""
-        return self.limits.warnings()
+        return self.limits.warnings() + self.retention.warnings()

@@ -2,7 +2,7 @@
 
 Between two looks the wall clock should advance as the monotonic one does; between two mounts it can't be told how long
 the machine was off from how far the clock jumped. Whatever more than JUMP_NS went by unseen, nothing expires until
-HOLD_S of the monotonic clock later: time for a person to see the warning, for a clock to be set right, and for users who
+HOLD_S of the monotonic clock later: time for a person to see the warning, for a clock to be set right, for users who
 could not come meanwhile.
 """
 
@@ -25,9 +25,7 @@ HOLD_S = 86_400.0
 class ClockGuard:
     """Looked at about once an hour."""
 
-    def __init__(
-        self, table: PolicyTable, *, clock_ns: Callable[[], int], monotonic_s: Callable[[], float]
-    ) -> None:
+    def __init__(self, table: PolicyTable, *, clock_ns: Callable[[], int], monotonic_s: Callable[[], float]) -> None:
         self._table = table
         self._clock_ns = clock_ns
         self._monotonic_s = monotonic_s

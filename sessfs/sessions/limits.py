@@ -30,6 +30,7 @@ import trio
 
 from sessfs.errors import PosixError
 from sessfs.local.policy import MountLimits, PolicyTable
+from sessfs.local.reserved import RESERVED_PREFIX
 from sessfs.sessions.usage import measure_session
 from sessfs.types import ROOT_INO, Ino
 
@@ -46,7 +47,6 @@ RESERVE_MAX_BYTES = 16 << 20
 MEASURE_EVERY_S = 3.0
 WARN_SHARE = 0.8
 WARN_NAMES = 5
-RESERVED_PREFIX = b".sessfs-"
 DOT_SESSION = b"."
 
 

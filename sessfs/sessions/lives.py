@@ -15,7 +15,7 @@ from sessfs.chrome import PathClass
 from sessfs.errors import LocalStoreError, MountBusy, PosixError, UsageError
 from sessfs.format.manifest import MANIFEST_VERSION, Manifest, chunk_places
 from sessfs.local.changes import SessionChanges
-from sessfs.local.reserved import VIEW_PREFIX, is_view
+from sessfs.local.reserved import VIEW_PREFIX, is_reserved, is_view
 from sessfs.sync.history import manifest_chunks
 from sessfs.sync.installing import Installer, make_session, unnoted
 from sessfs.sync.snapshot import MAX_DEPTH, Draft, cut, release
@@ -161,9 +161,12 @@ class Lives:
     def install(self, name: bytes, manifest: Manifest) -> Ino:
         """Make a new session of a full manifest whose chunks are here, pinned by the caller until this returns, or have
         places in the manifest or here. It is published as any other; a view is not. Synchronous. Raises PosixError when
-        the name is taken, RemoteCorrupt when the manifest does not hang together; then nothing has changed.
+        the name is taken or there may be no more sessions, RemoteCorrupt when the manifest does not hang together; then
+        nothing has changed.
         """
         self._refuse_taken(name)
+        if self._volume.namespace.quota is not None and not is_reserved(name):
+            self._volume.namespace.quota.add_session()
         path_class = PathClass.NODE_ONLY if is_view(name) else PathClass.TRAVELS
         session = self._plant(name, manifest, path_class)
         if path_class is PathClass.TRAVELS:

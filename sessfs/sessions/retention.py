@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 import trio
 
-from sessfs.errors import MountBusy, PosixError, RemoteError, UsageError
+from sessfs.errors import MountBusy, PosixError, RemoteError
 from sessfs.sessions.usage import list_sessions, rfc3339
-from sessfs.types import Ino
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sessfs.sessions.clockguard import ClockGuard
     from sessfs.sessions.lastuse import LastUse
-    from sessfs.sessions.trash import Trash
+    from sessfs.sessions.trash import Trash, Trashed
     from sessfs.sync.restore import SessionDirectory
+    from sessfs.types import Ino
     from sessfs.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -172,17 +172,20 @@ class Retention:
 
     async def _expire(self, due: list[_Due], held: str | None, *, dry_run: bool) -> list[Expiry]:
         cap = max(len(list_sessions(self._inodes)) // CAP_SHARE, CAP_MIN)
-        done = 0
+        done = n_left = 0
         found = []
         for one in due:
+            await trio.lowlevel.checkpoint()
             kept = held or self._objection(one)
             if kept is None and done >= cap:
+                n_left += 1
                 kept = f"a round does {cap} sessions at most; the next one is in an hour"
             if kept is None and not dry_run:
                 kept = await self._do(one)
             done += kept is None
             found.append(self._expiry(one, kept))
-        self._capped = 0 if dry_run or held else max(len([x for x in found if x.kept and "a round" in x.kept]), 0)
+        if not dry_run:
+            self._capped = n_left
         if done and not dry_run:
             await self._volume.committer.commit()
             log.info("%d sessions expired (%s)", done, self._rules.action)
@@ -260,10 +263,14 @@ class Retention:
         root.mtime_ns, root.ctime_ns, counters.last_change_ns = times
         self._remote.make_stub(one.session, one.name)
 
+    def purged_ns(self, one: Trashed) -> int:
+        """When a session in the trash goes for good."""
+        return one.removed_ns + int(self._rules.trash_days * DAY_NS)
+
     async def _purge(self, now_ns: int, *, dry_run: bool) -> list[str]:
         before_ns = now_ns - int(self._rules.trash_days * DAY_NS)
         if dry_run:
-            gone = [one for one in await self._trash.list() if 0 < one.removed_ns < before_ns]
+            gone = [one for one in await self._trash.entries() if 0 < one.removed_ns < before_ns]
         else:
             gone = await self._trash.purge(before_ns)
         return [one.name.decode(errors="surrogateescape") for one in gone]
@@ -276,13 +283,3 @@ class Retention:
         if self._capped:
             found.append(f"{self._capped} more sessions are due to expire than a round does; see `sessfs expire`")
         return found
-
-
-def rules_of(expire_days: float | None, action: str | None, trash_days: float, *, has_remote: bool) -> Rules:
-    """Raises UsageError for rules that can't be kept."""
-    if expire_days is not None and not has_remote and action != REMOVE:
-        raise UsageError(
-            "--expire-days without --remote has nowhere to hibernate sessions to: add --expire-action remove to have "
-            "them removed to the trash"
-        )
-    return Rules(expire_days, action or HIBERNATE, trash_days)

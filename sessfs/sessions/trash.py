@@ -99,7 +99,7 @@ class Trash:
             now_ns += 1
         return entry
 
-    async def list(self) -> list[Trashed]:
+    async def entries(self) -> list[Trashed]:
         """What is in the trash, removed longest ago first. Raises RemoteError."""
         found = []
         for entry in list(self._inodes.iter_names_with(ROOT_INO, TRASH_PREFIX)):
@@ -118,7 +118,7 @@ class Trash:
         removed last. Its name from then on is returned. Raises UsageError when there is none or the name is taken,
         PosixError EDQUOT, RemoteError.
         """
-        matching = [one for one in await self.list() if wanted in (one.name, one.entry)]
+        matching = [one for one in await self.entries() if wanted in (one.name, one.entry)]
         if not matching:
             raise UsageError(f"there is no {_show(wanted)} in the trash: `sessfs trash list` says what is")
         one = matching[-1]
@@ -146,7 +146,7 @@ class Trash:
         Returns what is gone; what is still in use stays. Raises RemoteError.
         """
         gone = []
-        for one in await self.list():
+        for one in await self.entries():
             is_old = before_ns is None or 0 < one.removed_ns < before_ns
             if not is_old or (wanted is not None and wanted not in (one.name, one.entry)):
                 continue
@@ -161,5 +161,3 @@ class Trash:
 
 def _show(name: bytes) -> str:
     return name.decode(errors="replace")
-
-

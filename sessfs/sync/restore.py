@@ -264,6 +264,12 @@ class SessionDirectory:
             yield fresh
         self._complete = True
 
+    def make_stub(self, session: Ino, name: bytes) -> None:
+        """The session, whose tree was dropped, is one that only the remote has: it is loaded at its next look-up."""
+        self._places.set_published(session, Published(name, 0, None, stub=True))
+        self._places.set_startup(session, b"")
+        self.stubs.add(session)
+
     def _add_stub(self, name: bytes) -> None:
         stub = make_session(self._inodes, name, self._clock_ns())
         self._places.set_published(stub.ino, Published(name, 0, None, stub=True))

@@ -265,6 +265,16 @@ class Namespace:
         if name is not None:
             self.rmdir(ROOT_INO, name)
 
+    def empty_session(self, session: Ino) -> None:
+        """Take everything out of a session, which stays, without it being a change that is published. Nobody may be
+        using it.
+        """
+        changes, self._inodes.changes = self._inodes.changes, None
+        try:
+            self._empty(session)
+        finally:
+            self._inodes.changes = changes
+
     def drop_session_tree(self, session: Ino) -> None:
         """Take a session out of the tree with all that is in it, without it being a change that is published. Nobody
         may be using it.

@@ -378,7 +378,8 @@ class Sealer:
                 except BaseException:
                     self._references.note_unused(dead)
                     raise
-                self._forget_places(dead)
+                # A session that was loaded meanwhile names them again, and the remote is where they are.
+                self._forget_places([cid for cid in dead if not self._references.is_held(cid)])
 
     async def scrub(self, target: Path) -> int:
         """Leave no byte of chunks that nothing names in `chunks/`, using the directory *target* on the way; returns how

@@ -1,0 +1,120 @@
+"""Expiry and trash on a mount, with days of a few seconds: what the kernel shows afterwards is what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from tests.support.mounted import Mounted
+from tests.support.posix import errno_of, noise, read_file, tree, write_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TWO_SECONDS = "0.000023"
+"""In days."""
+OLD_S = 2.5
+
+
+def call(mounted: Mounted, verb: str, *arguments: str) -> dict[str, Any]:
+    words = [verb, *arguments] if verb == "expire" else ["trash", verb, *arguments]
+    at = 1 if verb == "expire" else 2
+    words.insert(at, str(mounted.path))
+    answer: dict[str, Any] = json.loads(mounted.sessfs(*words, "--json").stdout)
+    return answer
+
+
+def fill(mounted: Mounted, name: str) -> dict[bytes, Any]:
+    (mounted.path / name / "Default").mkdir(parents=True)
+    write_file(mounted.path / name / "Default" / "Preferences", noise(len(name), 200_000))
+    write_file(mounted.path / name / "Local State", name.encode())
+    return tree(mounted.path / name)
+
+
+def states(answer: dict[str, Any]) -> dict[str, str | None]:
+    return {row["name"]: row["kept"] for row in answer["sessions"]}
+
+
+def test_hibernated_sessions_load_again(tmp_path: Path) -> None:
+    options = ["--remote", f"file://{tmp_path}", "--interval", "1h", "--expire-days", TWO_SECONDS]
+    with Mounted(options=options) as mounted:
+        before = {name: fill(mounted, name) for name in ("alice", "bob", "carol")}
+        time.sleep(OLD_S)
+        assert set(states(call(mounted, "expire")).values()) == {"not uploaded"}
+        mounted.sessfs("sync", str(mounted.path))
+        fd = os.open(mounted.path / "bob" / "Local State", os.O_RDONLY)
+        cwd = os.open(mounted.path / "carol" / "Default", os.O_RDONLY | os.O_DIRECTORY)
+        dry = states(call(mounted, "expire", "--dry-run"))
+        assert dry["alice"] is None
+        assert (dry["bob"] or "").startswith("in use")
+        assert tree(mounted.path / "alice") == before["alice"]
+        done = states(call(mounted, "expire"))
+        assert done["alice"] is None
+        assert (done["bob"] or "").startswith("in use")
+        assert (done["carol"] or "").startswith("in use")
+        os.close(cwd)
+        assert states(call(mounted, "expire"))["carol"] is None
+        rows = {
+            row["name"]: row
+            for row in json.loads(mounted.sessfs("sessions", str(mounted.path), "--json").stdout)["sessions"]
+        }
+        assert (rows["alice"]["files"], rows["bob"]["files"]) == (0, 2)
+        assert rows["alice"]["last_use"] is not None
+        assert "expires" in rows["bob"]
+        assert {name: tree(mounted.path / name) for name in before} == before
+        write_file(mounted.path / "alice" / "new", b"goes on")
+        os.close(fd)
+        mounted.remount()
+        assert {name: tree(mounted.path / name) for name in ("bob", "carol")} == {
+            name: before[name] for name in ("bob", "carol")
+        }
+        assert read_file(mounted.path / "alice" / "new") == b"goes on"
+        mounted.umount()
+        mounted.fsck()
+
+
+def test_removed_sessions_rest_in_the_trash() -> None:
+    options = ["--expire-days", TWO_SECONDS, "--expire-action", "remove"]
+    with Mounted(options=options) as mounted:
+        before = fill(mounted, "alice")
+        time.sleep(OLD_S)
+        fill(mounted, "young")
+        assert states(call(mounted, "expire")) == {"alice": None}
+        assert os.listdir(mounted.path) == ["young"]
+        assert errno_of(os.stat, mounted.path / "alice") != 0
+        (entry,) = call(mounted, "list")["trash"]
+        assert (entry["name"], entry["logical_bytes"]) == ("alice", 200_005)
+        assert entry["gone_for_good"][:10] > entry["removed"][:10]
+        assert errno_of(os.stat, mounted.path / entry["entry"]) != 0
+        fill(mounted, "alice")
+        refused = mounted.sessfs("trash", "restore", str(mounted.path), "alice", check=False)
+        assert (refused.returncode, "--as" in refused.stderr) == (2, True)
+        mounted.sessfs("limit", str(mounted.path), "--max-sessions", "2")
+        refused = mounted.sessfs("trash", "restore", str(mounted.path), "alice", "--as", "back", check=False)
+        assert (refused.returncode, "2 sessions" in refused.stderr) == (1, True)
+        mounted.sessfs("limit", str(mounted.path), "--max-sessions", "off")
+        assert call(mounted, "restore", "alice", "--as", "back") == {"name": "back"}
+        assert tree(mounted.path / "back") == before
+        mounted.remount()
+        assert sorted(os.listdir(mounted.path)) == ["alice", "back", "young"]
+        time.sleep(OLD_S)
+        fd = os.open(mounted.path / "young" / "Local State", os.O_RDONLY)
+        done = states(call(mounted, "expire"))
+        assert {name for name, kept in done.items() if kept is None} == {"alice", "back"}
+        os.close(fd)
+        assert call(mounted, "empty", "back") == {"gone": ["back"]}
+        assert [row["name"] for row in call(mounted, "list")["trash"]] == ["alice"]
+        assert call(mounted, "empty") == {"gone": ["alice"]}
+        assert call(mounted, "list") == {"trash": []}
+        mounted.umount()
+        mounted.fsck()
+
+
+def test_expiry_needs_somewhere_to_go() -> None:
+    with Mounted() as mounted:
+        mounted.umount()
+        refused = mounted.sessfs("mount", str(mounted.path), "--expire-days", "30", check=False)
+        assert (refused.returncode, "--expire-action remove" in refused.stderr) == (2, True)
+        mounted.mount()
