@@ -61,6 +61,7 @@ class Policies:
             ClockGuard(PolicyTable(volume.meta), clock_ns=time.time_ns, monotonic_s=time.monotonic),
             lives.kernel,
             remote=remote.sessions if remote is not None else None,
+            forget_entry=forget_name,
         )
 
     async def _load(self, session: Ino) -> None:

@@ -11,6 +11,7 @@ A round does at most a tenth of all sessions, so that no error, of a clock or of
 from __future__ import annotations
 
 import logging
+import stat
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
@@ -36,7 +37,7 @@ FIRST_ROUND_S = 60.0
 CAP_SHARE = 10
 CAP_MIN = 10
 PAUSE_EVERY = 200
-LET_GO_TRIES = 20
+LET_GO_TRIES = 10
 LET_GO_S = 0.05
 HIBERNATE = "hibernate"
 REMOVE = "remove"
@@ -101,9 +102,9 @@ class Retention:
         kernel: Kernel,
         *,
         remote: SessionDirectory | None,
-        is_lost: Callable[[], bool] = lambda: False,
+        forget_entry: Callable[[Ino, bytes], None] = lambda parent, name: None,
     ) -> None:
-        """*is_lost* is true once another node has taken the remote over: then nothing here may go."""
+        """*forget_entry* has the kernel drop a name of a directory."""
         self._volume = volume
         self._inodes = volume.inodes
         self._rules = rules
@@ -112,7 +113,7 @@ class Retention:
         self._guard = guard
         self._kernel = kernel
         self._remote = remote
-        self._is_lost = is_lost
+        self._forget_entry = forget_entry
         self._busy = trio.Lock()
         self._capped = 0
 
@@ -133,7 +134,7 @@ class Retention:
                 self._guard.trust()
             now_ns = self._guard.look(await self._newest_use_ns())
             held = self._guard.reason
-            if self._volume.read_only_reason is not None or self._is_lost():
+            if self._volume.read_only_reason is not None:
                 held = f"this mount is read-only: {self._volume.read_only_reason}"
             due = await self._due(now_ns)
             sessions = await self._expire(due, held, dry_run=dry_run)
@@ -246,11 +247,29 @@ class Retention:
             return True
         self._kernel.forget_name(one.name)
         await self._kernel.settled()
+        if await self._forgets(one.session):
+            return True
+        # What was in use when the kernel was told before is remembered after that, below a name that it forgot.
+        for parent, name in self._known_names(one.session):
+            self._forget_entry(parent, name)
+        return await self._forgets(one.session)
+
+    async def _forgets(self, session: Ino) -> bool:
         for _ in range(LET_GO_TRIES):
-            if not self._inodes.is_known(one.session):
+            if not self._inodes.is_known(session):
                 return True
             await trio.sleep(LET_GO_S)
         return False
+
+    def _known_names(self, directory: Ino) -> list[tuple[Ino, bytes]]:
+        """(directory, name) of everything below that the kernel holds a reference to, deepest first."""
+        found = []
+        for name, dentry in list(self._inodes.iter_dentries(directory)):
+            if stat.S_ISDIR(dentry.kind):
+                found += self._known_names(dentry.ino)
+            if self._inodes.is_known(dentry.ino):
+                found.append((directory, name))
+        return found
 
     def _hibernate(self, one: _Due) -> None:
         """Drop the tree of a session that the remote has as it is here. Its inode stays, and its time of last use, so

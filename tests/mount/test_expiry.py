@@ -13,17 +13,14 @@ from tests.support.posix import errno_of, noise, read_file, tree, write_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-TWO_SECONDS = "0.000023"
+FEW_SECONDS = "0.00007"
 """In days."""
-OLD_S = 2.5
+OLD_S = 6.5
 
 
-def call(mounted: Mounted, verb: str, *arguments: str) -> dict[str, Any]:
-    words = [verb, *arguments] if verb == "expire" else ["trash", verb, *arguments]
-    at = 1 if verb == "expire" else 2
-    words.insert(at, str(mounted.path))
-    answer: dict[str, Any] = json.loads(mounted.sessfs(*words, "--json").stdout)
-    return answer
+def expire(mounted: Mounted, **params: Any) -> dict[str, str | None]:
+    """A round: session → why it was kept, None when it was done."""
+    return {row["name"]: row["kept"] for row in mounted.control("expire", params)["sessions"]}
 
 
 def fill(mounted: Mounted, name: str) -> dict[bytes, Any]:
@@ -33,29 +30,25 @@ def fill(mounted: Mounted, name: str) -> dict[bytes, Any]:
     return tree(mounted.path / name)
 
 
-def states(answer: dict[str, Any]) -> dict[str, str | None]:
-    return {row["name"]: row["kept"] for row in answer["sessions"]}
-
-
 def test_hibernated_sessions_load_again(tmp_path: Path) -> None:
-    options = ["--remote", f"file://{tmp_path}", "--interval", "1h", "--expire-days", TWO_SECONDS]
+    options = ["--remote", f"file://{tmp_path}", "--interval", "1h", "--expire-days", FEW_SECONDS]
     with Mounted(options=options) as mounted:
         before = {name: fill(mounted, name) for name in ("alice", "bob", "carol")}
         time.sleep(OLD_S)
-        assert set(states(call(mounted, "expire")).values()) == {"not uploaded"}
+        assert set(expire(mounted).values()) == {"not uploaded"}
         mounted.sessfs("sync", str(mounted.path))
         fd = os.open(mounted.path / "bob" / "Local State", os.O_RDONLY)
         cwd = os.open(mounted.path / "carol" / "Default", os.O_RDONLY | os.O_DIRECTORY)
-        dry = states(call(mounted, "expire", "--dry-run"))
+        dry = expire(mounted, dry_run=True)
         assert dry["alice"] is None
         assert (dry["bob"] or "").startswith("in use")
         assert tree(mounted.path / "alice") == before["alice"]
-        done = states(call(mounted, "expire"))
+        done = expire(mounted)
         assert done["alice"] is None
         assert (done["bob"] or "").startswith("in use")
         assert (done["carol"] or "").startswith("in use")
         os.close(cwd)
-        assert states(call(mounted, "expire"))["carol"] is None
+        assert expire(mounted)["carol"] is None
         rows = {
             row["name"]: row
             for row in json.loads(mounted.sessfs("sessions", str(mounted.path), "--json").stdout)["sessions"]
@@ -76,15 +69,15 @@ def test_hibernated_sessions_load_again(tmp_path: Path) -> None:
 
 
 def test_removed_sessions_rest_in_the_trash() -> None:
-    options = ["--expire-days", TWO_SECONDS, "--expire-action", "remove"]
+    options = ["--expire-days", FEW_SECONDS, "--expire-action", "remove"]
     with Mounted(options=options) as mounted:
         before = fill(mounted, "alice")
         time.sleep(OLD_S)
         fill(mounted, "young")
-        assert states(call(mounted, "expire")) == {"alice": None}
+        assert expire(mounted) == {"alice": None}
         assert os.listdir(mounted.path) == ["young"]
         assert errno_of(os.stat, mounted.path / "alice") != 0
-        (entry,) = call(mounted, "list")["trash"]
+        (entry,) = json.loads(mounted.sessfs("trash", "list", str(mounted.path), "--json").stdout)["trash"]
         assert (entry["name"], entry["logical_bytes"]) == ("alice", 200_005)
         assert entry["gone_for_good"][:10] > entry["removed"][:10]
         assert errno_of(os.stat, mounted.path / entry["entry"]) != 0
@@ -95,19 +88,20 @@ def test_removed_sessions_rest_in_the_trash() -> None:
         refused = mounted.sessfs("trash", "restore", str(mounted.path), "alice", "--as", "back", check=False)
         assert (refused.returncode, "2 sessions" in refused.stderr) == (1, True)
         mounted.sessfs("limit", str(mounted.path), "--max-sessions", "off")
-        assert call(mounted, "restore", "alice", "--as", "back") == {"name": "back"}
+        assert mounted.control("trash_restore", {"name": "alice", "as_name": "back"}) == {"name": "back"}
         assert tree(mounted.path / "back") == before
         mounted.remount()
         assert sorted(os.listdir(mounted.path)) == ["alice", "back", "young"]
-        time.sleep(OLD_S)
         fd = os.open(mounted.path / "young" / "Local State", os.O_RDONLY)
-        done = states(call(mounted, "expire"))
+        time.sleep(OLD_S)
+        done = expire(mounted)
         assert {name for name, kept in done.items() if kept is None} == {"alice", "back"}
         os.close(fd)
-        assert call(mounted, "empty", "back") == {"gone": ["back"]}
-        assert [row["name"] for row in call(mounted, "list")["trash"]] == ["alice"]
-        assert call(mounted, "empty") == {"gone": ["alice"]}
-        assert call(mounted, "list") == {"trash": []}
+        assert mounted.control("trash_empty", {"name": "back"}) == {"gone": ["back"]}
+        assert [row["name"] for row in mounted.control("trash_list", {})["trash"]] == ["alice"]
+        assert "alice" in mounted.sessfs("trash", "empty", str(mounted.path)).stdout
+        assert mounted.control("trash_list", {}) == {"trash": []}
+        assert "would be done" in mounted.sessfs("expire", str(mounted.path), "--dry-run").stdout
         mounted.umount()
         mounted.fsck()
 
