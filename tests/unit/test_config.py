@@ -82,6 +82,11 @@ def test_load_test_variables_are_no_settings() -> None:
         ({}, "", {"SESSFS_CACHE": "1"}, "the variable SESSFS_CACHE is not a setting"),
         ({"remote": "http://bucket"}, "", {}, "is not of the form s3://"),
         ({"mount_options": "allow_others"}, "", {}, "'allow_others' is not one of"),
+        ({"max_sessions": "0"}, "", {}, "the flag --max-sessions: 0 is not a number above 0, or off"),
+        ({"max_session_bytes": "none"}, "", {}, "'none' is not a size"),
+        ({}, "expire_days = -1", {}, "-1 is not a number of days above 0"),
+        ({"expire_action": "delete"}, "", {}, "'delete' is not one of hibernate, remove"),
+        ({}, "chrome_names = [1]", {}, "is not a list of names"),
     ],
 )
 def test_load_bad_setting_is_named_with_its_source(
@@ -96,6 +101,14 @@ def test_load_bad_setting_is_named_with_its_source(
         assert str(file) in str(caught.value)
 
 
+def test_load_expiry_without_a_remote_needs_its_action() -> None:
+    with pytest.raises(UsageError, match="--expire-action remove"):
+        load({"expire_days": "30"})
+    assert load({"expire_days": "30", "expire_action": "remove"}).expire_days == 30
+    assert load({"expire_days": "30", "remote": "file:///r"}).expire_action is None
+    assert load({"expire_days": "off", "max_sessions": "off", "max_session_bytes": "off"}).expire_days is None
+
+
 def test_load_missing_config_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="can't be read"):
         load(file=tmp_path / "absent")
@@ -104,8 +117,9 @@ def test_load_missing_config_file_is_an_error(tmp_path: Path) -> None:
 def test_load_every_toml_key_is_understood(tmp_path: Path) -> None:
     """The example of docs/operate.md in spirit: one value for each setting there is."""
     values: dict[str, object] = dict.fromkeys(config.setting_keys(), "1")
-    values |= {"log_level": "info", "mount_options": "ro", "remote": "s3://bucket/prefix"}
+    values |= {"log_level": "info", "mount_options": "ro", "remote": "s3://bucket/prefix", "expire_action": "remove"}
     settings = load(values)
+    assert (settings.max_sessions, settings.expire_days, settings.expire_action) == (1, 1.0, "remove")
     assert settings.single_node
     assert settings.upload_limit_bytes_per_s == 1
     assert settings.mount_options == ("ro", "allow_other")
