@@ -82,8 +82,7 @@ class Inode:
     on extent boundaries; everything else below *size* is in the hot file number *hot_no* (0: there is none).
     *version* grows with each change of content: a seal of an older version is not used. *unsynced* is true while the
     hot file holds bytes that were not flushed to the disk; *ordered* while a commit must flush them first. *changed_s*
-    is the monotonic time of the last change to the hot file. *user_writes* is true while somebody other than root has
-    had it open for writing: a write then clears set-id bits.
+    is the monotonic time of the last change to the hot file.
     """
 
     __slots__ = (
@@ -108,7 +107,6 @@ class Inode:
         "size",
         "uid",
         "unsynced",
-        "user_writes",
         "version",
     )
 
@@ -128,7 +126,6 @@ class Inode:
         self.changed_s = 0.0
         self.unsynced = False
         self.ordered = False
-        self.user_writes = False
 
     def encode(self) -> bytes:
         """The stored record."""

@@ -1,42 +1,31 @@
 """The errno boundary: whatever a handler raises becomes an errno for that one call; the mount lives on.
 
-pyfuse3 ends its main loop, and with it the mount, on any exception but FUSEError.
+Handlers are coroutines that the request loop runs by hand, without a task of their own, until they say `in_task`.
 """
 
 from __future__ import annotations
 
 import builtins
-import contextlib
 import errno
-import functools
 import logging
 import os
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+import types
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import pyfuse3
+from pyfuse3 import FUSEError
 
 from sessfs.errors import PosixError, SessfsError
 
 if TYPE_CHECKING:
-    from collections import Counter
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Generator
 
-    class Guarded(Protocol):
-        """What the boundary needs of the object whose handlers it wraps."""
-
-        requests: Counter[str]
-        faults: Faults | None
-
-        def read_only_reason(self) -> str | None:
-            """Why nothing may be changed, None while it may."""
-
-
-S = TypeVar("S", bound="Guarded")
-P = ParamSpec("P")
-T = TypeVar("T")
+F = TypeVar("F", bound="Callable[..., object]")
 
 log = logging.getLogger(__name__)
 FAULT_VARIABLE = "SESSFS_TEST_FAULT"
+_MARK: Final = "sessfs_handler"
+NEEDS_TASK: Final = object()
+"""What a handler that can't go on without a task of its own hands to the request loop."""
 
 
 class Faults:
@@ -63,64 +52,49 @@ def faults_from_environment() -> Faults | None:
     return Faults(spec) if spec else None
 
 
-def unanswered(
-    function: Callable[Concatenate[S, P], Coroutine[Any, Any, None]],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, None]]:
-    """`handler`, for a request that the kernel wants no answer to: whatever goes wrong is logged, and that is all."""
-    guarded = handler(function)
-
-    async def swallowed(self: S, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        with contextlib.suppress(pyfuse3.FUSEError):
-            await guarded(self, *args, **kwargs)
-
-    functools.update_wrapper(swallowed, function)
-    return swallowed
+def handler(function: F) -> F:
+    """Mark one handler, a coroutine function: the request loop counts its calls, guards and answers them."""
+    function.__dict__.setdefault(_MARK, "reads")
+    return function
 
 
-def changing(
-    function: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+def changing(function: F) -> F:
     """`handler`, for a handler that changes the tree: EROFS while the volume is read-only."""
-
-    async def refused(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        if self.read_only_reason() is not None:
-            raise pyfuse3.FUSEError(errno.EROFS)
-        return await function(self, *args, **kwargs)
-
-    functools.update_wrapper(refused, function)
-    return handler(refused)
+    function.__dict__[_MARK] = "changes"
+    return handler(function)
 
 
-def handler(
-    function: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Wrap one handler of `Operations` in the boundary."""
-    name = function.__name__
-
-    async def guarded(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.requests[name] += 1
-        try:
-            if self.faults is not None:
-                self.faults.hit(name)
-            return await function(self, *args, **kwargs)
-        except pyfuse3.FUSEError:
-            raise
-        except PosixError as exc:
-            raise pyfuse3.FUSEError(exc.errno) from None
-        except SessfsError as exc:
-            log.error("%s%s: %s", name, _first(args), exc)
-            raise pyfuse3.FUSEError(exc.errno) from None
-        except OSError as exc:
-            log.exception("%s%s: the state directory's filesystem failed", name, _first(args))
-            raise pyfuse3.FUSEError(errno.ENOSPC if exc.errno == errno.ENOSPC else errno.EIO) from None
-        except Exception:
-            log.exception("bug in %s%s", name, _first(args))
-            raise pyfuse3.FUSEError(errno.EIO) from None
-
-    functools.update_wrapper(guarded, function)
-    return guarded
+def is_handler(function: object) -> bool:
+    """True for what `handler` or `changing` marked."""
+    return hasattr(function, _MARK)
 
 
-def _first(args: tuple[object, ...]) -> str:
-    """What the call was about, without file contents."""
-    return "(" + ", ".join(repr(a) for a in args if isinstance(a, int) or (isinstance(a, bytes) and len(a) < 256)) + ")"
+def is_changing(function: object) -> bool:
+    """True for what `changing` marked."""
+    return getattr(function, _MARK, "") == "changes"
+
+
+@types.coroutine
+def in_task() -> Generator[object, None, None]:
+    """Await this before anything that may make a handler wait. What comes after runs in a task of its own, so the
+    state that was looked at before may be another.
+    """
+    yield NEEDS_TASK
+
+
+def errno_of(exc: BaseException, call: str) -> int:
+    """The errno that answers a call whose handler raised *exc*; a bug, or a failing disk, goes to the log under what
+    *call* says.
+    """
+    if isinstance(exc, FUSEError):
+        return int(exc.errno)
+    if isinstance(exc, PosixError):
+        return exc.errno
+    if isinstance(exc, SessfsError):
+        log.error("%s: %s", call, exc)
+        return exc.errno
+    if isinstance(exc, OSError):
+        log.error("%s: the state directory's filesystem failed", call, exc_info=exc)
+        return errno.ENOSPC if exc.errno == errno.ENOSPC else errno.EIO
+    log.error("bug in %s", call, exc_info=exc)
+    return errno.EIO

@@ -30,6 +30,7 @@ from sessfs.mount import handshake, mountinfo
 from sessfs.mount.control import ControlServer
 from sessfs.mount.fuseops import SessionOperations
 from sessfs.mount.lives_side import build_lives
+from sessfs.mount.loop import RequestLoop
 from sessfs.mount.node_gate import NodeGate
 from sessfs.mount.policies import Policies
 from sessfs.mount.remote_side import RemoteSide
@@ -74,6 +75,13 @@ def escape_option(value: str) -> str:
     return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
+class Features(pyfuse3.Operations):
+    """What pyfuse3 is to ask the kernel for; its handlers are not used."""
+
+    enable_writeback_cache = True
+    supports_dot_lookup = True
+
+
 class Daemon:
     """One mount, from start to end."""
 
@@ -99,6 +107,7 @@ class Daemon:
         self._lives = build_lives(self._volume, settings, self._remote)
         sessions = self._remote.sessions if self._remote is not None else None
         self._policies = Policies(self._volume, settings, self._remote, self._lives)
+        self._loop: RequestLoop | None = None
         self._operations = SessionOperations(self._volume, time.time_ns, sessions, self._policies.last_use)
 
     def _bound(self) -> int:
@@ -133,7 +142,7 @@ class Daemon:
         if self._remote is not None:
             await self._remote.start()
         try:
-            pyfuse3.init(self._operations, str(self._settings.mountpoint), fuse_options(self._settings))
+            pyfuse3.init(Features(), str(self._settings.mountpoint), fuse_options(self._settings))
         except RuntimeError as exc:
             raise StartFailed(f"{self._settings.mountpoint} can't be mounted: {exc}; see `sessfs doctor`") from exc
         try:
@@ -146,7 +155,9 @@ class Daemon:
                 await nursery.start(ControlServer(self._settings.state_dir, self._verbs()).run)
                 nursery.start_soon(self._watch_signals)
                 nursery.start_soon(self._announce, ready)
-                await handshake.serve(self._answering)
+                self._loop = RequestLoop(await handshake.shake_hands(), self._operations)
+                self._answering.set()
+                await self._loop.run()
                 log.info("unmounted, closing the state")
                 await self._volume.close()
                 if self._remote is not None:
@@ -171,7 +182,8 @@ class Daemon:
                 await trio.run_process(command, cwd="/", check=False)
                 await trio.sleep(GRACE_S)
                 log.warning("files are still open after %.0f s: ending anyway", GRACE_S)
-                pyfuse3.terminate()
+                if self._loop is not None:
+                    self._loop.stop()
 
     def _verbs(self) -> dict[str, Verb]:
         return {

@@ -11,32 +11,23 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
-import pyfuse3
-from pyfuse3 import EntryAttributes, FileInfo, FUSEError
+from pyfuse3 import FUSEError
 
 from sessfs.chrome import wants_direct_io
 from sessfs.local.reserved import is_reserved, is_view
-from sessfs.mount.adapter import BLOCK_BYTES, CACHE_TIMEOUT_S, Adapter
-from sessfs.mount.boundary import changing, handler, unanswered
+from sessfs.mount.adapter import CACHE_TIMEOUT_S, Adapter
+from sessfs.mount.boundary import changing, handler, in_task
+from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_dirent, pack_no_entry, pack_open_directory
 from sessfs.types import ROOT_INO, Ino
+from sessfs.vfs.fileio import SUID_SGID
 from sessfs.vfs.namespace import NAME_MAX_BYTES, Owner
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from pyfuse3 import (
-        FileHandleT,
-        FileNameT,
-        FlagT,
-        InodeT,
-        ModeT,
-        ReaddirToken,
-        RequestContext,
-        SetattrFields,
-        StatvfsData,
-        XAttrNameT,
-    )
+    from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
 
+    from sessfs.mount.fusewire import RequestContext, Wanted
     from sessfs.sessions.lastuse import LastUse
     from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
@@ -55,16 +46,20 @@ class _DirHandle:
         self.pages: AsyncIterator[list[bytes]] | None = None
 
 
-def _only_kernel_times(fields: SetattrFields, attr: EntryAttributes, now_ns: int) -> bool:
+def _only_kernel_times(wanted: Wanted, now_ns: int) -> bool:
     """True for the times that the kernel hands over with a file's pages, rather than what somebody set: those are of
     this very moment.
     """
-    others = fields.update_size or fields.update_mode or fields.update_uid or fields.update_gid or fields.update_atime
-    return fields.update_mtime and not others and abs(now_ns - attr.st_mtime_ns) < KERNEL_TIMES_NS
+    if wanted.mtime_ns is None or abs(now_ns - wanted.mtime_ns) >= KERNEL_TIMES_NS:
+        return False
+    return wanted.size is wanted.mode is wanted.uid is wanted.gid is wanted.atime_ns is None
 
 
 class SessionOperations(Adapter):
-    """pyfuse3's handlers over a Volume."""
+    """The handlers, by the names and arguments that pyfuse3 gives them; attributes are answered packed.
+
+    A handler that must wait says `await in_task()` first: until then it runs to its end at once, in the request loop.
+    """
 
     def __init__(
         self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None, last_use: LastUse
@@ -76,67 +71,58 @@ class SessionOperations(Adapter):
     # -- names
 
     @handler
-    async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
+    async def lookup(self, parent_inode: InodeT, name: FileNameT) -> bytes:
         """A missing name is answered by an entry without inode, which the kernel remembers."""
         await self._reach(Ino(parent_inode), name)
         inode = self._names.lookup(Ino(parent_inode), name)
         if inode is None or (parent_inode == ROOT_INO and is_reserved(name) and not is_view(name)):
-            entry = EntryAttributes()
-            entry.st_ino = 0
-            entry.entry_timeout = CACHE_TIMEOUT_S
-            return entry
+            return pack_no_entry(CACHE_TIMEOUT_S)
         return self._entry(inode)
 
-    @unanswered
+    @handler
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """What can't be freed now is freed as an orphan at the next start."""
         for ino, count in inode_list:
             self._names.forget(Ino(ino), count)
 
     @changing
-    async def mknod(
-        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def mknod(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext) -> bytes:
         """Files of every type but directories and symlinks."""
         await self._claim(Ino(parent_inode), name)
         return self._entry(self._names.make(Ino(parent_inode), name, mode, Owner(ctx.uid, ctx.gid), rdev))
 
     @changing
-    async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
+    async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> bytes:
         """A directory."""
         await self._claim(Ino(parent_inode), name)
         mode_bits = stat.S_IFDIR | stat.S_IMODE(mode)
         return self._entry(self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid)))
 
     @changing
-    async def symlink(
-        self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext) -> bytes:
         """A symlink."""
         await self._claim(Ino(parent_inode), name)
         return self._entry(self._names.make_symlink(Ino(parent_inode), name, target, Owner(ctx.uid, ctx.gid)))
 
     @changing
-    async def link(
-        self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT) -> bytes:
         """One more name."""
         await self._claim(Ino(new_parent_inode), new_name)
         return self._entry(self._names.link(Ino(inode), Ino(new_parent_inode), new_name))
 
     @handler
-    async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
+    async def readlink(self, inode: InodeT) -> bytes:
         """The symlink's target."""
         return self._names.read_link(Ino(inode))
 
     @changing
-    async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+    async def unlink(self, parent_inode: InodeT, name: FileNameT) -> None:
         """Remove a name."""
         await self._claim(Ino(parent_inode), name)
         self._names.unlink(Ino(parent_inode), name)
 
     @changing
-    async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
+    async def rmdir(self, parent_inode: InodeT, name: FileNameT) -> None:
         """Remove an empty directory."""
         await self._claim(Ino(parent_inode), name)
         self._names.rmdir(Ino(parent_inode), name)
@@ -149,7 +135,6 @@ class SessionOperations(Adapter):
         parent_inode_new: InodeT,
         name_new: FileNameT,
         flags: FlagT,
-        ctx: RequestContext,
     ) -> None:
         """Rename; the data of a file that takes another's name is flushed before the next commit."""
         await self._claim(Ino(parent_inode_old), name_old)
@@ -161,159 +146,170 @@ class SessionOperations(Adapter):
     # -- attributes
 
     @handler
-    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+    async def getattr(self, inode: InodeT) -> bytes:
         """Attributes."""
         await self._reach(Ino(inode))
         return self._attributes(self._names.get(Ino(inode)))
 
     @changing
-    async def setattr(
-        self, inode: InodeT, attr: EntryAttributes, fields: SetattrFields, fh: FileHandleT | None, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def setattr(self, inode: InodeT, wanted: Wanted) -> bytes:
         """chmod, chown, truncate and utimens; set-id bits go as the kernel leaves it to us to see to."""
         await self._reach(Ino(inode))
         node = self._names.get(Ino(inode))
-        if fields.update_size:
+        if wanted.size is not None:
             if not stat.S_ISREG(node.mode):
                 raise FUSEError(errno.EINVAL)
-            await self._fileio.truncate(node, attr.st_size)
-            if ctx.uid != 0:
+            if not self._fileio.can_truncate(node, wanted.size):
+                await in_task()
+            await self._fileio.truncate(node, wanted.size)
+            if wanted.kills_set_id:
                 self._fileio.drop_privileges(node)
-        if fields.update_mode:
-            node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(attr.st_mode)
-        if fields.update_uid or fields.update_gid:
-            if fields.update_uid:
-                node.uid = attr.st_uid
-            if fields.update_gid:
-                node.gid = attr.st_gid
-            if not stat.S_ISDIR(node.mode) and not fields.update_mode:
+        if wanted.mode is not None:
+            node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(wanted.mode)
+        if wanted.uid is not None or wanted.gid is not None:
+            node.uid = node.uid if wanted.uid is None else wanted.uid
+            node.gid = node.gid if wanted.gid is None else wanted.gid
+            if not stat.S_ISDIR(node.mode) and wanted.mode is None:
                 self._fileio.drop_privileges(node)
-        if fields.update_atime:
-            node.atime_ns = attr.st_atime_ns
-        if fields.update_mtime:
-            node.mtime_ns = attr.st_mtime_ns
+        if wanted.atime_ns is not None:
+            node.atime_ns = wanted.atime_ns
+        if wanted.mtime_ns is not None:
+            node.mtime_ns = wanted.mtime_ns
         now = self._clock_ns()
-        node.ctime_ns = attr.st_ctime_ns if fields.update_ctime else now
-        self._inodes.touch(node, soft=_only_kernel_times(fields, attr, now))
+        node.ctime_ns = now if wanted.ctime_ns is None else wanted.ctime_ns
+        self._inodes.touch(node, soft=_only_kernel_times(wanted, now))
         self._inodes.account(node.session, 0, 0, now)
         return self._attributes(node)
 
     @changing
-    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext) -> None:
-        """Set an xattr."""
+    async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, flags: FlagT) -> None:
+        """Set an xattr; *flags* as setxattr(2) has them."""
         await self._reach(Ino(inode))
+        if flags:
+            self._xattrs.require(Ino(inode), name, exists=flags == os.XATTR_REPLACE)
         self._xattrs.set(Ino(inode), name, value)
 
     @handler
-    async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
+    async def getxattr(self, inode: InodeT, name: XAttrNameT) -> bytes:
         """An xattr's value."""
         await self._reach(Ino(inode))
         return self._xattrs.get(Ino(inode), name)
 
     @handler
-    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[bytes]:
+    async def listxattr(self, inode: InodeT) -> Sequence[bytes]:
         """Names of the xattrs."""
         await self._reach(Ino(inode))
         return self._xattrs.names(Ino(inode))
 
     @changing
-    async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
+    async def removexattr(self, inode: InodeT, name: XAttrNameT) -> None:
         """Remove an xattr."""
         await self._reach(Ino(inode))
         self._xattrs.remove(Ino(inode), name)
 
     @handler
-    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+    async def statfs(self) -> bytes:
         """The room that is really left: the smaller of the cache bound's and the disk's."""
         room = self._space.room()
-        stats = pyfuse3.StatvfsData()
-        stats.f_bsize = stats.f_frsize = BLOCK_BYTES
-        stats.f_blocks = room.total_bytes // BLOCK_BYTES
-        stats.f_bfree = stats.f_bavail = room.free_bytes // BLOCK_BYTES
-        stats.f_files = stats.f_ffree = stats.f_favail = 1 << 32
-        stats.f_namemax = NAME_MAX_BYTES
-        return stats
+        free = room.free_bytes // BLOCK_BYTES
+        files = 1 << 32
+        return STATFS_OUT.pack(
+            room.total_bytes // BLOCK_BYTES, free, free, files, files, BLOCK_BYTES, NAME_MAX_BYTES, BLOCK_BYTES
+        )
 
     # -- files
 
     @changing
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
-    ) -> tuple[FileInfo, EntryAttributes]:
-        """Create and open."""
+    ) -> bytes:
+        """Create and open: fuse_entry_out and fuse_open_out."""
         await self._claim(Ino(parent_inode), name)
         mode_bits = stat.S_IFREG | stat.S_IMODE(mode)
         inode = self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid))
-        self._note_open(inode, flags, ctx)
+        self._note_open(inode, ctx)
         info = FileInfo(fh=inode.ino, direct_io=wants_direct_io(name), keep_cache=True)
-        return info, self._entry(inode)
+        return self._entry(inode) + info.pack()
 
     @handler
-    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        """Open; O_TRUNC arrives here."""
+    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext, *, kills_set_id: bool) -> FileInfo:
+        """Open; O_TRUNC arrives here, and *kills_set_id* says what it does to the mode."""
         node = self._names.get(Ino(inode))
         direct = self._ask_quota(node, flags, ctx)
         if flags & os.O_TRUNC:
             if self.read_only_reason() is not None:
                 raise FUSEError(errno.EROFS)
             await self._fileio.truncate(node, 0)
-            if ctx.uid != 0:
+            if kills_set_id:
                 self._fileio.drop_privileges(node)
-        self._note_open(node, flags, ctx)
+        self._note_open(node, ctx)
         return FileInfo(fh=node.ino, keep_cache=True, direct_io=direct)
 
     @handler
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """Bytes of the file, fewer only at its end."""
-        return await self._fileio.read(self._names.get(Ino(fh)), off, size)
+        node = self._names.get(Ino(fh))
+        found = self._fileio.try_read(node, off, size)
+        if isinstance(found, bytes):
+            return found
+        await in_task()
+        return await self._fileio.read(node, off, size)
 
     @changing
-    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        """Write all of *buf*."""
-        return await self._fileio.write(self._names.get(Ino(fh)), off, buf)
-
-    async def flush(self, fh: FileHandleT) -> None:
-        """Nothing is kept for close; ENOSYS keeps the kernel from asking again."""
-        raise FUSEError(errno.ENOSYS)
+    async def write(self, fh: FileHandleT, off: int, buf: bytes | memoryview, *, kills_set_id: bool) -> int:
+        """Write all of *buf*; *kills_set_id* says that who writes may not keep set-user-id and set-group-id bits."""
+        node = self._names.get(Ino(fh))
+        if not self._fileio.can_write(node, off, len(buf)):
+            await in_task()
+        written = await self._fileio.write(node, off, buf)
+        if kills_set_id and node.mode & SUID_SGID:
+            self._fileio.drop_privileges(node)
+        return written
 
     @handler
     async def release(self, fh: FileHandleT) -> None:
         """One open less; an inode without names goes with its last."""
         node = self._names.get(Ino(fh))
         self._inodes.note_closed(node)
-        if node.opens == 0:
-            node.user_writes = False
-            if self._fileio.quota is not None:
-                self._fileio.quota.closed(node)
+        if node.opens == 0 and self._fileio.quota is not None:
+            self._fileio.quota.closed(node)
         if node.nlink == 0 and node.opens == 0 and not self._inodes.is_known(node.ino):
             self._names.reclaim(node)
 
     @handler
-    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+    async def fsync(self, fh: FileHandleT) -> None:
         """Data and metadata of the file, and everything acknowledged before, are durable on return."""
-        await self._committer.sync_file(self._names.get(Ino(fh)))
+        node = self._names.get(Ino(fh))
+        if self._committer.needs_sync(node):
+            await in_task()
+            await self._committer.sync_file(node)
 
     # -- directories
 
     @handler
-    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+    async def opendir(self, inode: InodeT) -> bytes:
         """Open a directory."""
         await self._reach(Ino(inode))
         number = self._next_dir
         self._next_dir += 1
         self._dirs[number] = _DirHandle(Ino(inode))
-        return number
+        # Sessions come and go without the kernel's doing, so what it knows of the root may be out of date.
+        return pack_open_directory(number, cached=inode != ROOT_INO)
 
     @handler
-    async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """Entries from *start_id*: the position in the names as they were at the last rewind, `.` and `..` first."""
+    async def readdir(self, fh: FileHandleT, start_id: int, size: int, *, plus: bool) -> bytes:
+        """Entries from *start_id*, up to *size* bytes, if *plus* each with its attributes and as one more reference to
+        it. *start_id* is the position in the names as they were at the last rewind, `.` and `..` first.
+        """
         directory = self._dirs[fh]
         if start_id == 0:
             if directory.ino == ROOT_INO and self._sessions is not None:
+                await in_task()
                 await self._sessions.load_root()
             directory.names = [b".", b"..", *self._names.list_names(directory.ino)]
             if directory.ino == ROOT_INO and self._sessions is not None:
                 directory.pages = self._sessions.iter_pages()
+        parts: list[bytes] = []
         position = start_id
         while position < len(directory.names) or await self._turn_page(directory):
             name = directory.names[position]
@@ -321,14 +317,21 @@ class SessionOperations(Adapter):
             position += 1
             if inode is None or (directory.ino == ROOT_INO and is_reserved(name)):
                 continue
-            if not pyfuse3.readdir_reply(token, name, self._attributes(inode), position):
-                return
-            if position > 2:
+            part = pack_dirent(name, inode.ino, inode.mode, position)
+            if plus:
+                part = self._found(inode) + part
+            size -= len(part)
+            if size < 0:
+                break
+            parts.append(part)
+            if plus and position > 2:
                 self._inodes.remember(inode.ino)
+        return b"".join(parts)
 
     async def _turn_page(self, directory: _DirHandle) -> bool:
         """Take in the next names that only the remote has; False when there are no more."""
         while directory.pages is not None:
+            await in_task()
             page = await anext(directory.pages, None)
             if page is None:
                 directory.pages = None
@@ -343,7 +346,8 @@ class SessionOperations(Adapter):
         self._dirs.pop(fh, None)
 
     @handler
-    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+    async def fsyncdir(self, fh: FileHandleT) -> None:
         """Everything acknowledged before is durable on return."""
         if self._committer.is_dirty or self._committer.is_busy:
+            await in_task()
             await self._committer.commit()

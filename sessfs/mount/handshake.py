@@ -1,10 +1,11 @@
-"""Serve a pyfuse3 session with features that its libfuse can't ask the kernel for.
+"""The first exchange with the kernel, FUSE_INIT: with features that pyfuse3's libfuse can't ask it for.
 
 Without FUSE_HANDLE_KILLPRIV_V2 the kernel asks for the xattr security.capability before each write(2), cached or not:
 one request a write where a page of writes would otherwise be one request in all. libfuse before 3.17 does not know the
-flag, and pyfuse3 has no say in it. So the first exchange, FUSE_INIT, goes through a socket pair: libfuse reads the
-kernel's INIT from it and writes its answer to it, the flags are added to the answer on its way to the kernel, and from
-then on libfuse has the device itself. Layouts: struct fuse_init_in and fuse_init_out of <linux/fuse.h>.
+flag, and pyfuse3 has no say in it. So FUSE_INIT goes through a socket pair: libfuse reads the kernel's request from it
+and writes its answer to it, the flags are added to the answer on its way to the kernel, and from then on the device is
+the request loop's; libfuse still sends notifications on it. Layouts: struct fuse_init_in and fuse_init_out of
+<linux/fuse.h>.
 """
 
 from __future__ import annotations
@@ -62,9 +63,9 @@ def add_flags(request: bytes, answer: bytes) -> bytes:
     return answer[:OUT_FLAGS_OFFSET] + FLAGS.pack(flags) + answer[OUT_FLAGS_OFFSET + FLAGS.size :]
 
 
-async def serve(answering: trio.Event) -> None:
-    """pyfuse3.main with the better handshake; returns when the filesystem is unmounted. Call after pyfuse3.init.
-    *answering* is set once the kernel has its answer: from then on the mount answers.
+async def shake_hands() -> int:
+    """Answer FUSE_INIT: from then on the mount answers. Call after pyfuse3.init; returns the descriptor of the device,
+    which pyfuse3.close closes.
     """
     number = find_device()
     device = os.dup(number)
@@ -73,10 +74,9 @@ async def serve(answering: trio.Event) -> None:
         request = os.read(device, BUFFER_BYTES)
         answer = await _let_libfuse_answer(number, device, request)
         os.write(device, add_flags(request, answer))
-        answering.set()
     finally:
         os.close(device)
-    await pyfuse3.main()
+    return number
 
 
 async def _let_libfuse_answer(number: int, device: int, request: bytes) -> bytes:

@@ -78,13 +78,20 @@ class Committer:
         if outcome.error is not None:
             raise LocalStoreError(str(outcome.error)) from outcome.error
 
+    def needs_sync(self, inode: Inode) -> bool:
+        """True when `sync_file` has anything to do."""
+        return self._needs_commit() or (inode.hot_no != 0 and (inode.unsynced or inode.ino in self._flushing))
+
+    def _needs_commit(self) -> bool:
+        return self.is_busy or self._inodes.is_hard_dirty or self._meta.is_dirty
+
     async def sync_file(self, inode: Inode) -> None:
         """Return once the file's data, and everything acknowledged before, is durable. Raises LocalStoreError.
 
         Where nothing but sizes and times changed since the last commit, flushing the hot file is enough: the last batch
         names it, and after a crash the inode takes its length over. That is one flush of the disk, not three.
         """
-        if self.is_busy or self._inodes.is_hard_dirty or self._meta.is_dirty:
+        if self._needs_commit():
             self._fileio.order(inode)
             await self.commit()
             return

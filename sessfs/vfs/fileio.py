@@ -74,16 +74,10 @@ class FileIO(Contents):
         when a chunk of the range can't be had; other ranges stay readable.
         """
         while True:
-            end = min(offset + length, inode.size)
-            if end <= offset:
-                return b""
-            if not inode.cold:
-                return self._read_hot(inode, offset, end)
-            parts: list[bytes] = []
-            missing = self._gather(inode, offset, end, parts)
-            if not missing:
-                return parts[0] if len(parts) == 1 else b"".join(parts)
-            ahead = self._ahead(inode, end)
+            missing = self.try_read(inode, offset, length)
+            if isinstance(missing, bytes):
+                return missing
+            ahead = self._ahead(inode, min(offset + length, inode.size))
             try:
                 await self._chunks.fetch([*missing, *ahead])
             except (StoreCorrupt, RemoteCorrupt):
@@ -91,6 +85,17 @@ class FileIO(Contents):
                     raise
                 # It may be what was not asked for that is damaged.
                 await self._chunks.fetch(missing)
+
+    def try_read(self, inode: Inode, offset: int, length: int) -> bytes | list[ChunkId]:
+        """What `read` returns, if it can be had without waiting; else the chunks that are missing."""
+        end = min(offset + length, inode.size)
+        if end <= offset:
+            return b""
+        if not inode.cold:
+            return self._read_hot(inode, offset, end)
+        parts: list[bytes] = []
+        missing = self._gather(inode, offset, end, parts)
+        return missing or (parts[0] if len(parts) == 1 else b"".join(parts))
 
     def _read_hot(self, inode: Inode, start: int, end: int) -> bytes:
         if not inode.hot_no:
@@ -132,7 +137,26 @@ class FileIO(Contents):
 
     # -- writing
 
-    async def write(self, inode: Inode, offset: int, content: bytes) -> int:
+    def can_write(self, inode: Inode, offset: int, length: int) -> bool:
+        """True when a write of that range will not have to wait."""
+        if self._must_wait(inode):
+            return False
+        return not inode.cold or all(
+            extent.is_hole or self._chunks.is_here(extent.chunk)
+            for extent in self._touched(inode, offset, offset + length)
+        )
+
+    def can_truncate(self, inode: Inode, size: int) -> bool:
+        """True when cutting or extending to *size* will not have to wait."""
+        return size == 0 or self.can_write(inode, max(size - 1, 0), 1)
+
+    def _must_wait(self, inode: Inode) -> bool:
+        return (
+            self.retirement.is_frozen(inode.hot_no)
+            and self._hot.allocated_bytes(inode.ino, inode.hot_no) > COPY_MAX_BYTES
+        )
+
+    async def write(self, inode: Inode, offset: int, content: bytes | memoryview) -> int:
         """Write all of *content*; returns its length. Acknowledged means: survives the application, and the daemon
         once the next commit has named its hot file; durable only after fsync. Raises StoreFull, or PosixError EDQUOT
         (nothing changed).
@@ -154,8 +178,6 @@ class FileIO(Contents):
             raise
         if touched:
             self.make_hot(inode, touched[0].start, touched[-1].end)
-        if inode.mode & SUID_SGID and inode.user_writes:
-            self.drop_privileges(inode)
         self.note_change(inode, max(end, inode.size), soft=True)
         return len(content)
 
@@ -256,7 +278,7 @@ class FileIO(Contents):
 
     async def _unshare(self, inode: Inode) -> None:
         while self.retirement.is_frozen(inode.hot_no):
-            if self._hot.allocated_bytes(inode.ino, inode.hot_no) > COPY_MAX_BYTES:
+            if self._must_wait(inode):
                 await self.retirement.wait_thawed(inode.hot_no)
                 continue
             number = self._inodes.allocate_number()

@@ -34,6 +34,11 @@ class Xattrs:
             raise PosixError(errno.ENODATA)
         return value
 
+    def require(self, ino: Ino, name: bytes, *, exists: bool) -> None:
+        """ENODATA unless the xattr is there, or else EEXIST unless it is not."""
+        if exists != (self._inodes.find_xattr(ino, name) is not None):
+            raise PosixError(errno.ENODATA if exists else errno.EEXIST)
+
     def set(self, ino: Ino, name: bytes, value: bytes) -> None:
         """Set a `user.`, `trusted.` or `security.` xattr of up to 64 KiB; EOPNOTSUPP for other classes, E2BIG."""
         if not name.startswith((b"user.", b"trusted.", b"security.")):

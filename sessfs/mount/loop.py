@@ -1,0 +1,175 @@
+"""The request loop: reads requests from /dev/fuse, has the handlers serve them, and writes the answers.
+
+It stands in for pyfuse3's own, which needs five system calls and a hand-over between tasks for each request: here a
+request that needs no waiting is read, served and answered at once, which is three. While requests come one after
+another the loop waits for the next one in the kernel, a millisecond at most, without going back to trio; other tasks
+get their turn after that, and after every BURST requests.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import select
+import types
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from sessfs.mount.boundary import NEEDS_TASK, errno_of, is_changing
+from sessfs.mount.calls import CALLS
+from sessfs.mount.fusewire import IN_HEADER, OUT_HEADER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
+    from sessfs.mount.calls import Call, Header
+    from sessfs.mount.fuseops import SessionOperations
+
+log = logging.getLogger(__name__)
+BUFFER_BYTES: Final = (1 << 20) + 65536
+"""The largest request is a write of max_write bytes, 1 MiB, with its headers."""
+BURST: Final = 64
+LINGER_MS: Final = 1
+GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
+NOBODY_WAITS: Final = (errno.ENOENT, errno.EINTR)
+"""Reading: the request was taken back. Answering: whoever asked was killed meanwhile."""
+
+
+@types.coroutine
+def _rest(started: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Go on, in a task, with a coroutine that was run by hand up to here. To ask for a task again costs nothing."""
+    step: Callable[[Any], Any] = started.send
+    given: Any = None
+    while True:
+        try:
+            trapped = step(given)
+        except StopIteration as done:
+            return done.value
+        step, given = started.send, None
+        if trapped is not NEEDS_TASK:
+            try:
+                given = yield trapped
+            except BaseException as exc:
+                step, given = started.throw, exc
+
+
+class RequestLoop:
+    """Serves one mounted device until it is unmounted."""
+
+    def __init__(self, device: int, operations: SessionOperations) -> None:
+        """*device* is a descriptor of /dev/fuse on which FUSE_INIT was answered; it stays the caller's."""
+        self._device = device
+        self._operations = operations
+        self._changing = {c.name for c in CALLS.values() if is_changing(getattr(type(operations), c.name))}
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._waiting = 0
+        self._ended = False
+        self._scope = trio.CancelScope()
+        self._poller = select.poll()
+        self._poller.register(device, select.POLLIN)
+
+    async def run(self) -> None:
+        """Serve; returns when the kernel has let go of the mount, or after `stop`."""
+        os.set_blocking(self._device, False)
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                while not self._ended:
+                    await trio.lowlevel.wait_readable(self._device)
+                    self._serve_burst(nursery)
+                # Nobody waits for what is still under way.
+                nursery.cancel_scope.cancel()
+
+    def stop(self) -> None:
+        """Have `run` return although the kernel still holds the mount."""
+        self._scope.cancel()
+
+    def _serve_burst(self, nursery: trio.Nursery) -> None:
+        """Serve what has come and what comes right after it, up to BURST requests."""
+        for _ in range(BURST):
+            try:
+                size = os.readv(self._device, [self._buffer])
+            except BlockingIOError:
+                return
+            except OSError as exc:
+                if exc.errno in NOBODY_WAITS:
+                    continue
+                if exc.errno not in GONE:
+                    log.error("reading from /dev/fuse failed: %s", exc)
+                self._ended = True
+                return
+            self._serve(size, nursery)
+            if not self._poller.poll(0 if self._waiting else LINGER_MS):
+                return
+
+    def _serve(self, size: int, nursery: trio.Nursery) -> None:
+        header: Header = IN_HEADER.unpack_from(self._buffer)
+        call = CALLS.get(header[1])
+        if call is None:
+            self._refuse(header[2], errno.ENOSYS)
+            return
+        operations = self._operations
+        operations.requests[call.name] += 1
+        started: Coroutine[Any, Any, Any] | None = None
+        try:
+            if operations.faults is not None:
+                operations.faults.hit(call.name)
+            if call.name in self._changing and operations.read_only_reason() is not None:
+                self._refuse(header[2], errno.EROFS)
+                return
+            started = call.start(operations, header, self._buffer[IN_HEADER.size : size])
+            trapped = started.send(None)
+        except StopIteration as done:
+            self._answer(call, header, done.value)
+        except Exception as exc:
+            self._fail(call, header, exc)
+        else:
+            self._hand_over(call, header, started, trapped, nursery)
+
+    def _hand_over(
+        self, call: Call, header: Header, started: Coroutine[Any, Any, Any], trapped: object, nursery: trio.Nursery
+    ) -> None:
+        """Give the handler, which must wait, a task of its own."""
+        if trapped is not NEEDS_TASK:
+            started.close()
+            self._fail(call, header, RuntimeError("it waits without having asked for a task"))
+            return
+        if call.keeps_body:
+            self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._waiting += 1
+        nursery.start_soon(self._finish, call, header, started)
+
+    async def _finish(self, call: Call, header: Header, started: Coroutine[Any, Any, Any]) -> None:
+        try:
+            result = await _rest(started)
+        except Exception as exc:
+            self._fail(call, header, exc)
+        else:
+            self._answer(call, header, result)
+        finally:
+            self._waiting -= 1
+
+    def _answer(self, call: Call, header: Header, result: Any) -> None:
+        if not call.answered:
+            return
+        payload: bytes = b"" if result is None else result if call.pack is None else call.pack(result)
+        head = OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, header[2])
+        self._write([head, payload] if len(payload) > 4096 else [head + payload], call.name)
+
+    def _fail(self, call: Call, header: Header, exc: Exception) -> None:
+        number = errno_of(exc, f"{call.name} of inode {header[3]}")
+        if call.answered:
+            self._refuse(header[2], number)
+
+    def _refuse(self, unique: int, number: int) -> None:
+        self._write([OUT_HEADER.pack(OUT_HEADER.size, -number, unique)], "errno")
+
+    def _write(self, parts: list[bytes], what: str) -> None:
+        try:
+            os.writev(self._device, parts)
+        except OSError as exc:
+            if exc.errno in GONE:
+                self._ended = True
+            elif exc.errno not in NOBODY_WAITS:
+                log.error("the kernel refuses an answer (%s, %d bytes): %s", what, sum(map(len, parts)), exc)

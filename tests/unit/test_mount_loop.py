@@ -1,0 +1,163 @@
+"""The request loop, over a socket pair in place of /dev/fuse: one answer to each request, whatever its handler does."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from sessfs.mount.boundary import changing, handler, in_task
+from sessfs.mount.calls import CALLS
+from sessfs.mount.fusewire import IN_HEADER, OUT_HEADER, RW_IN
+from sessfs.mount.loop import RequestLoop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+GETATTR, WRITE, FORGET, RELEASE, FLUSH, RMDIR = 3, 16, 2, 18, 25, 11
+
+
+class Handlers:
+    """Stands in for SessionOperations: *getattr* answers, as its inode number says, at once, late, or never well."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[str] = Counter()
+        self.faults = None
+        self.read_only: str | None = None
+        self.go = trio.Event()
+        self.written: list[bytes] = []
+        self.forgotten: list[tuple[int, int]] = []
+
+    def read_only_reason(self) -> str | None:
+        return self.read_only
+
+    @handler
+    async def getattr(self, inode: int) -> bytes:
+        if inode == 2:
+            await in_task()
+            await self.go.wait()
+            await in_task()
+            await trio.lowlevel.checkpoint()
+        if inode == 3:
+            await self.go.wait()
+        if inode == 4:
+            await in_task()
+            raise KeyError("late bug")
+        return b"attributes of %d" % inode
+
+    @handler
+    async def forget(self, inodes: list[tuple[int, int]]) -> None:
+        self.forgotten += inodes
+        raise KeyError("nobody hears of it")
+
+    @changing
+    async def write(self, fh: int, off: int, buf: memoryview, *, kills_set_id: bool) -> int:
+        if fh == 2:
+            await in_task()
+            await self.go.wait()
+        self.written.append(bytes(buf))
+        return len(buf)
+
+    @changing
+    async def rmdir(self, inode: int, name: bytes) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"{name} was not asked for")
+
+
+for _call in CALLS.values():
+    if not hasattr(Handlers, _call.name):
+        setattr(Handlers, _call.name, None)
+
+
+class Kernel:
+    """The other end."""
+
+    def __init__(self, sock: socket.socket, handlers: Handlers) -> None:
+        self._sock = sock
+        self.handlers = handlers
+
+    def ask(self, opcode: int, unique: int, inode: int = 1, body: bytes = b"") -> None:
+        self._sock.send(IN_HEADER.pack(IN_HEADER.size + len(body), opcode, unique, inode, 0, 0, 0, 0, 0) + body)
+
+    async def hear(self) -> tuple[int, int, bytes]:
+        """(unique, errno, payload) of the next answer."""
+        await trio.lowlevel.wait_readable(self._sock)
+        answer = self._sock.recv(1 << 16)
+        length, error, unique = OUT_HEADER.unpack_from(answer)
+        assert length == len(answer)
+        return unique, -error, answer[OUT_HEADER.size :]
+
+
+@contextlib.asynccontextmanager
+async def served() -> AsyncIterator[Kernel]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    handlers = Handlers()
+    loop = RequestLoop(theirs.fileno(), handlers)  # type: ignore[arg-type]
+    with ours, theirs, trio.fail_after(10):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(loop.run)
+            yield Kernel(ours, handlers)
+            loop.stop()
+
+
+def write_body(fh: int, content: bytes) -> bytes:
+    return RW_IN.pack(fh, 0, len(content), 0, 0, 0, 0) + content
+
+
+async def test_what_needs_no_waiting_is_answered_while_others_wait() -> None:
+    async with served() as kernel:
+        kernel.ask(GETATTR, 10, inode=2)
+        kernel.ask(GETATTR, 11, inode=1)
+        assert await kernel.hear() == (11, 0, b"attributes of 1")
+        kernel.handlers.go.set()
+        assert await kernel.hear() == (10, 0, b"attributes of 2")
+        assert kernel.handlers.requests["getattr"] == 2
+
+
+async def test_bytes_of_a_write_that_waits_stay_its_own() -> None:
+    async with served() as kernel:
+        kernel.ask(WRITE, 1, body=write_body(2, b"first"))
+        kernel.ask(WRITE, 2, body=write_body(1, b"other"))
+        assert await kernel.hear() == (2, 0, b"\x05\0\0\0\0\0\0\0")
+        kernel.handlers.go.set()
+        assert (await kernel.hear())[0] == 1
+        assert kernel.handlers.written == [b"other", b"first"]
+
+
+@pytest.mark.parametrize("inode", [3, 4])
+async def test_a_handler_that_waits_by_itself_or_fails_late_gets_eio(inode: int) -> None:
+    async with served() as kernel:
+        kernel.ask(GETATTR, 5, inode=inode)
+        assert await kernel.hear() == (5, errno.EIO, b"")
+        kernel.ask(GETATTR, 6)
+        assert await kernel.hear() == (6, 0, b"attributes of 1")
+
+
+async def test_forget_is_never_answered_and_unknown_requests_are_refused() -> None:
+    async with served() as kernel:
+        kernel.ask(FORGET, 1, inode=7, body=(3).to_bytes(8, "little"))
+        kernel.ask(FLUSH, 2)
+        assert await kernel.hear() == (2, errno.ENOSYS, b"")
+        assert kernel.handlers.forgotten == [(7, 3)]
+
+
+async def test_a_request_that_is_too_short_is_eio() -> None:
+    async with served() as kernel:
+        kernel.ask(WRITE, 1, body=b"short")
+        assert await kernel.hear() == (1, errno.EIO, b"")
+
+
+async def test_changes_are_refused_while_read_only() -> None:
+    async with served() as kernel:
+        kernel.handlers.read_only = "fenced"
+        kernel.ask(RMDIR, 1, body=b"d\0")
+        assert await kernel.hear() == (1, errno.EROFS, b"")
+        kernel.ask(GETATTR, 2)
+        assert (await kernel.hear())[1] == 0
