@@ -28,7 +28,7 @@ class HotFiles:
         self._directory = directory
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._fds: dict[int, int] = {}
-        self._names_unsynced = False
+        self._names_made = self._names_synced = 0
 
     def path(self, ino: Ino, number: int) -> Path:
         """Where the hot file lies."""
@@ -43,7 +43,7 @@ class HotFiles:
             raise
         except OSError as exc:
             raise self._refused(exc) from exc
-        self._names_unsynced = True
+        self._names_made += 1
         self._keep(number, fd)
         try:
             os.ftruncate(fd, size_bytes)
@@ -132,17 +132,17 @@ class HotFiles:
         """A descriptor of the caller's own, to be flushed by `sync` in a thread and closed by it."""
         return os.dup(self.fd(ino, number))
 
-    def take_name_sync(self) -> int | None:
-        """A descriptor of the directory to `sync` when hot files were created since the last call, else None."""
-        if not self._names_unsynced:
+    def open_names(self) -> tuple[int, int] | None:
+        """When hot files were created whose names were not flushed: a descriptor of the directory, to `sync`, and what
+        to give `names_synced` once that is done. Else None.
+        """
+        if self._names_made == self._names_synced:
             return None
-        fd = os.dup(self._dir_fd)
-        self._names_unsynced = False
-        return fd
+        return os.dup(self._dir_fd), self._names_made
 
-    def restore_name_sync(self) -> None:
-        """The directory was not flushed: the next `take_name_sync` gives it again."""
-        self._names_unsynced = True
+    def names_synced(self, mark: int) -> None:
+        """The directory was flushed after `open_names` gave *mark*."""
+        self._names_synced = max(self._names_synced, mark)
 
     def delete(self, ino: Ino, number: int) -> None:
         """Remove the hot file; one that is not there is fine."""

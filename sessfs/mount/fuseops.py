@@ -17,6 +17,7 @@ from sessfs.chrome import wants_direct_io
 from sessfs.local.reserved import is_reserved, is_view
 from sessfs.mount.adapter import CACHE_TIMEOUT_S, Adapter
 from sessfs.mount.boundary import changing, handler, in_task
+from sessfs.mount.flushers import Flush
 from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_dirent, pack_no_entry, pack_open_directory
 from sessfs.types import ROOT_INO, Ino
 from sessfs.vfs.fileio import SUID_SGID
@@ -277,12 +278,16 @@ class SessionOperations(Adapter):
             self._names.reclaim(node)
 
     @handler
-    async def fsync(self, fh: FileHandleT) -> None:
+    async def fsync(self, fh: FileHandleT) -> Flush | None:
         """Data and metadata of the file, and everything acknowledged before, are durable on return."""
         node = self._names.get(Ino(fh))
-        if self._committer.needs_sync(node):
-            await in_task()
-            await self._committer.sync_file(node)
+        if not self._committer.needs_sync(node):
+            return None
+        if not self._committer.needs_commit:
+            return Flush(*self._committer.start_flush(node))
+        await in_task()
+        await self._committer.sync_file(node)
+        return None
 
     # -- directories
 

@@ -8,7 +8,9 @@ get their turn after that, and after every BURST requests.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import logging
 import os
 import select
@@ -19,6 +21,7 @@ import trio
 
 from sessfs.mount.boundary import NEEDS_TASK, errno_of, is_changing
 from sessfs.mount.calls import CALLS
+from sessfs.mount.flushers import Flush, Flushers
 from sessfs.mount.fusewire import IN_HEADER, OUT_HEADER
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ class RequestLoop:
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._waiting = 0
         self._ended = False
+        self._flushers: Flushers
         self._scope = trio.CancelScope()
         self._poller = select.poll()
         self._poller.register(device, select.POLLIN)
@@ -73,7 +77,8 @@ class RequestLoop:
     async def run(self) -> None:
         """Serve; returns when the kernel has let go of the mount, or after `stop`."""
         os.set_blocking(self._device, False)
-        with self._scope:
+        self._flushers = flushers = Flushers()
+        with contextlib.closing(flushers), self._scope:
             async with trio.open_nursery() as nursery:
                 while not self._ended:
                     await trio.lowlevel.wait_readable(self._device)
@@ -87,6 +92,7 @@ class RequestLoop:
 
     def _serve_burst(self, nursery: trio.Nursery) -> None:
         """Serve what has come and what comes right after it, up to BURST requests."""
+        self._flushers.settle()
         for _ in range(BURST):
             try:
                 size = os.readv(self._device, [self._buffer])
@@ -153,6 +159,9 @@ class RequestLoop:
     def _answer(self, call: Call, header: Header, result: Any) -> None:
         if not call.answered:
             return
+        if type(result) is Flush:
+            self._flushers.submit(result, functools.partial(self._flushed, call, header))
+            return
         payload: bytes = b"" if result is None else result if call.pack is None else call.pack(result)
         head = OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, header[2])
         self._write([head, payload] if len(payload) > 4096 else [head + payload], call.name)
@@ -161,6 +170,13 @@ class RequestLoop:
         number = errno_of(exc, f"{call.name} of inode {header[3]}")
         if call.answered:
             self._refuse(header[2], number)
+
+    def _flushed(self, call: Call, header: Header, error: Exception | None) -> None:
+        """Answer from a flusher's thread."""
+        if error is None:
+            self._answer(call, header, None)
+        else:
+            self._fail(call, header, error)
 
     def _refuse(self, unique: int, number: int) -> None:
         self._write([OUT_HEADER.pack(OUT_HEADER.size, -number, unique)], "errno")

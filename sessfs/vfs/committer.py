@@ -6,6 +6,7 @@ made superfluous. A crash between any two steps leaves the previous batch, with 
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections import Counter
@@ -17,6 +18,8 @@ from sessfs.errors import LocalStoreError
 from sessfs.local.hotfiles import sync
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sessfs.local.chunkstore import References
     from sessfs.local.db import Batch, Database
     from sessfs.local.hotfiles import HotFiles
@@ -79,10 +82,12 @@ class Committer:
             raise LocalStoreError(str(outcome.error)) from outcome.error
 
     def needs_sync(self, inode: Inode) -> bool:
-        """True when `sync_file` has anything to do."""
-        return self._needs_commit() or (inode.hot_no != 0 and (inode.unsynced or inode.ino in self._flushing))
+        """True when the file's data, or anything acknowledged before, may not be durable yet."""
+        return self.needs_commit or (inode.hot_no != 0 and (inode.unsynced or inode.ino in self._flushing))
 
-    def _needs_commit(self) -> bool:
+    @property
+    def needs_commit(self) -> bool:
+        """True when flushing a hot file alone does not make it durable: the last batch may not name it."""
         return self.is_busy or self._inodes.is_hard_dirty or self._meta.is_dirty
 
     async def sync_file(self, inode: Inode) -> None:
@@ -91,27 +96,39 @@ class Committer:
         Where nothing but sizes and times changed since the last commit, flushing the hot file is enough: the last batch
         names it, and after a crash the inode takes its length over. That is one flush of the disk, not three.
         """
-        if self._needs_commit():
+        if self.needs_commit:
             self._fileio.order(inode)
             await self.commit()
             return
-        if not inode.hot_no or not (inode.unsynced or inode.ino in self._flushing):
+        if not self.needs_sync(inode):
             return
+        flush, done = self.start_flush(inode)
+        try:
+            await trio.to_thread.run_sync(flush)
+        except BaseException as exc:
+            done(exc)
+            raise
+        done(None)
+
+    def start_flush(self, inode: Inode) -> tuple[Callable[[], None], Callable[[BaseException | None], None]]:
+        """The flush of an inode that `needs_sync` and no commit, in two steps: what may run in any thread (raises
+        StoreFull), and what must be called by the request loop after that, with the error if there was one. Raises
+        OSError, having begun nothing.
+        """
+        fds, names = self._descriptors([inode])
         inode.unsynced = False
         self._flushing[inode.ino] += 1
-        durable = has_names = False
-        try:
-            fds, has_names = self._descriptors([inode])
-            await trio.to_thread.run_sync(sync, fds)
-            durable = True
-        finally:
+
+        def done(error: BaseException | None) -> None:
             self._flushing[inode.ino] -= 1
             if not self._flushing[inode.ino]:
                 del self._flushing[inode.ino]
-            if not durable:
+            if error is not None:
                 inode.unsynced = True
-                if has_names:
-                    self._hot.restore_name_sync()
+            elif names is not None:
+                self._hot.names_synced(names)
+
+        return functools.partial(sync, fds), done
 
     async def run(self) -> None:
         """Commit for ever; started once, in the daemon's nursery."""
@@ -138,7 +155,7 @@ class Committer:
     async def _commit_once(self) -> None:
         ordered = self._fileio.take_ordered()
         try:
-            fds, has_names = self._descriptors(ordered)
+            fds, names = self._descriptors(ordered)
         except OSError as exc:
             self._fileio.restore_ordered(ordered)
             raise LocalStoreError(f"a hot file could not be opened to flush it: {exc}") from exc
@@ -158,28 +175,28 @@ class Committer:
             self._meta.settle(batch, durable=durable)
             if durable:
                 self._references.settle()
+                if names is not None:
+                    self._hot.names_synced(names)
                 for ino, number in retired:
                     self._hot.delete(ino, number)
             else:
                 self._fileio.restore_ordered(ordered)
                 self._fileio.retirement.restore(retired)
-                if has_names:
-                    self._hot.restore_name_sync()
 
-    def _descriptors(self, ordered: list[Inode]) -> tuple[list[int], bool]:
-        """What is to be flushed before the batch, and whether the directory of the hot files is among it. Raises
-        OSError, having opened nothing.
+    def _descriptors(self, ordered: list[Inode]) -> tuple[list[int], int | None]:
+        """What is to be flushed before the batch; and if the directory of the hot files is among it, what to tell them
+        after. Raises OSError, having opened nothing.
         """
         fds: list[int] = []
         try:
             for inode in ordered:
                 fds.append(self._hot.duplicate(inode.ino, inode.hot_no))
-            names = self._hot.take_name_sync() if fds else None
+            names = self._hot.open_names() if fds else None
         except OSError:
             for fd in fds:
                 os.close(fd)
             raise
-        return (fds, False) if names is None else ([*fds, names], True)
+        return (fds, None) if names is None else ([*fds, names[0]], names[1])
 
     @property
     def is_dirty(self) -> bool:

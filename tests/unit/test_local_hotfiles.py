@@ -90,17 +90,21 @@ def test_hotfiles_strangers_are_no_hot_files(hot: HotFiles, tmp_path: Path) -> N
     assert list(hot.iter_files()) == []
 
 
-def test_hotfiles_names_are_to_be_synced_once(hot: HotFiles) -> None:
-    assert hot.take_name_sync() is None
+def test_hotfiles_names_are_to_be_synced_until_they_were(hot: HotFiles) -> None:
+    assert hot.open_names() is None
     hot.create(INO, 1, 0)
-    fd = hot.take_name_sync()
-    assert fd is not None
-    sync([fd])
-    assert hot.take_name_sync() is None
-    hot.restore_name_sync()
-    again = hot.take_name_sync()
-    assert again is not None
-    os.close(again)
+    first, again = hot.open_names(), hot.open_names()
+    assert first is not None
+    assert again is not None, "who flushes meanwhile must not take the name for durable"
+    hot.create(INO, 2, 0)
+    sync([first[0], again[0]])
+    hot.names_synced(first[1])
+    late = hot.open_names()
+    assert late is not None, "made after the flush was begun"
+    sync([late[0]])
+    hot.names_synced(late[1])
+    hot.names_synced(first[1])
+    assert hot.open_names() is None
 
 
 def test_hotfiles_sync_closes_all_even_when_one_fails() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import threading
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,14 @@ import trio
 
 from sessfs.mount.boundary import changing, handler, in_task
 from sessfs.mount.calls import CALLS
-from sessfs.mount.fusewire import IN_HEADER, OUT_HEADER, RW_IN
+from sessfs.mount.flushers import Flush
+from sessfs.mount.fusewire import FSYNC_IN, IN_HEADER, OUT_HEADER, RW_IN
 from sessfs.mount.loop import RequestLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-GETATTR, WRITE, FORGET, RELEASE, FLUSH, RMDIR = 3, 16, 2, 18, 25, 11
+GETATTR, WRITE, FORGET, FLUSH, RMDIR, FSYNC = 3, 16, 2, 25, 11, 20
 
 
 class Handlers:
@@ -31,6 +33,9 @@ class Handlers:
         self.read_only: str | None = None
         self.go = trio.Event()
         self.written: list[bytes] = []
+        self.flushing = threading.Event()
+        self.flushed: list[BaseException | None] = []
+        self._any_flushed = trio.Event()
         self.forgotten: list[tuple[int, int]] = []
 
     def read_only_reason(self) -> str | None:
@@ -62,6 +67,23 @@ class Handlers:
             await self.go.wait()
         self.written.append(bytes(buf))
         return len(buf)
+
+    @handler
+    async def fsync(self, fh: int) -> Flush:
+        def work() -> None:
+            if fh == 2:
+                raise OSError(errno.ENOSPC, "full")
+            assert self.flushing.wait(5)
+
+        return Flush(work, self._note)
+
+    def _note(self, error: BaseException | None) -> None:
+        self.flushed.append(error)
+        self._any_flushed.set()
+
+    async def next_flushed(self) -> BaseException | None:
+        await self._any_flushed.wait()
+        return self.flushed[-1]
 
     @changing
     async def rmdir(self, inode: int, name: bytes) -> None:
@@ -161,3 +183,18 @@ async def test_changes_are_refused_while_read_only() -> None:
         assert await kernel.hear() == (1, errno.EROFS, b"")
         kernel.ask(GETATTR, 2)
         assert (await kernel.hear())[1] == 0
+
+
+async def test_fsyncs_are_answered_by_threads_while_others_are_served() -> None:
+    async with served() as kernel:
+        for unique in (1, 2, 3):
+            kernel.ask(FSYNC, unique, body=FSYNC_IN.pack(1, 0, 0))
+        kernel.ask(FSYNC, 4, body=FSYNC_IN.pack(2, 0, 0))
+        kernel.ask(GETATTR, 5)
+        answers = {await kernel.hear() for _ in range(2)}
+        assert answers == {(4, errno.ENOSPC, b""), (5, 0, b"attributes of 1")}
+        # A failure is taken in without another request.
+        assert isinstance(await kernel.handlers.next_flushed(), OSError)
+        kernel.handlers.flushing.set()
+        assert {await kernel.hear() for _ in range(3)} == {(unique, 0, b"") for unique in (1, 2, 3)}
+    assert [type(error) for error in kernel.handlers.flushed].count(type(None)) == 3

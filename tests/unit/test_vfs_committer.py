@@ -61,10 +61,9 @@ async def test_committer_failure_keeps_everything_for_the_next(
         box.unlink(b"s/gone")
         await box.write(b"s/f", b"more", 7)
         if where == "data":
-            names = volume.hot.take_name_sync()
+            names = volume.hot.open_names()
             assert names is not None, "the new name in hot/ is not durable yet"
-            os.close(names)
-            volume.hot.restore_name_sync()
+            os.close(names[0])
         await box.commit()
         assert volume.committer.failed is None
         assert not inode.unsynced
@@ -120,4 +119,4 @@ async def test_committer_fsync_without_commit_flushes_the_hot_files_name(
         await box.volume.committer.sync_file(inode)
         assert not inode.unsynced
         assert box.volume.committer.n_commits == before
-        assert box.volume.hot.take_name_sync() is None
+        assert box.volume.hot.open_names() is None
