@@ -117,3 +117,30 @@ def in_remote_auth(path: bytes) -> bool:
     """Whether RemoteAuth's zip has *path*, which is relative to the user data directory, as the zip's names are."""
     parts = path.split(b"/")
     return parts[0] == PROFILE and (len(parts) == 1 or parts[1] in REMOTE_AUTH_KEEPS)
+
+
+_LOGIN = frozenset(REMOTE_AUTH_KEEPS) - {PROFILE}
+_CLIENT = re.compile(rb"(session|RemoteAuth)(-[-\w]+)?\Z")
+CLIENT_DIRECTORY = b"session"
+"""What whatsapp-web.js's LocalAuth without a clientId calls Chrome's profile, below its dataPath."""
+AUTH_DIRECTORY = b".wwebjs_auth"
+"""The dataPath of whatsapp-web.js, when it is given none."""
+
+
+def is_client_directory(name: bytes) -> bool:
+    """True for what whatsapp-web.js calls a profile below its dataPath: LocalAuth's and RemoteAuth's, with a clientId
+    and without.
+    """
+    return _CLIENT.match(name) is not None
+
+
+def profile_part(names: Collection[bytes]) -> bytes | None:
+    """Of a directory with these *names*: the one to look into, if it is to be told whether it is a profile that was
+    reduced to what a login needs, as RemoteAuth's zip is.
+    """
+    return PROFILE if PROFILE in names else None
+
+
+def is_login_data(names: Collection[bytes]) -> bool:
+    """True if the `profile_part` with these *names* holds a login."""
+    return not _LOGIN.isdisjoint(names)

@@ -15,6 +15,7 @@ from sessfs.cli import (
     expiring,
     exporting,
     histories,
+    importing,
     limiting,
     looking,
     mounting,
@@ -59,6 +60,7 @@ def build_app() -> typer.Typer:
         doctor.doctor,
     ):
         app.command()(verb)
+    app.command("import")(importing.import_)
     return app
 
 

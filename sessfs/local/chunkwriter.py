@@ -26,7 +26,7 @@ from sessfs.local.chunkstore import (
 from sessfs.types import ChunkId, FrameNo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence, Set
 
     from sessfs.format.chunk import Buffer
     from sessfs.local.db import Database
@@ -57,7 +57,7 @@ class ChunkWriter:
     def add(self, plaintext: Buffer) -> ChunkId:
         """Store the chunk unless it is here already; returns its id."""
         cid = chunk_id(self._key, plaintext)
-        if cid not in self._pending and find_place(self._db, cid) is None:
+        if not self.has(cid):
             self._append(cid, bytes(plaintext))
             self.added.append(cid)
         return cid
@@ -74,21 +74,42 @@ class ChunkWriter:
         """End the frame being filled, so that the next chunk starts another."""
         if not self._open:
             return
-        number = FrameNo(self._totals.next_frame)
-        record = encode_frame_record(self._open_ids, self._codec.encode(self._open))
-        self._db.put(FRAMES, FRAME_KEY.pack(number), record)
-        self._db.put(LIVE, FRAME_KEY.pack(number), LIVE_BYTES.pack(self._open_bytes))
-        offset = 0
-        for cid, length in self._open_ids:
-            self._db.put(INDEX, cid, PLACE.pack(number, offset, length))
-            offset += length
-        self._totals = Totals(
-            number + 1, self._totals.stored_bytes + len(record), self._totals.plain_bytes + self._open_bytes
-        )
-        self._uncommitted_bytes += len(record)
+        self._store_frame(self._open_ids, self._codec.encode(self._open), frozenset())
         self._open, self._open_ids, self._open_bytes = [], [], 0
         self._pending.clear()
         self._remove_superseded()
+        self._write_if_full()
+
+    def add_frame(self, entries: Sequence[tuple[ChunkId, int]], payload: bytes) -> None:
+        """Store a frame that was compressed elsewhere, of the chunks (id, length) in *entries*, none of them twice.
+        Those that came to be stored meanwhile stay where they are.
+        """
+        self.close_frame()
+        self._store_frame(entries, payload, {cid for cid, _ in entries if self.has(cid)})
+        self._write_if_full()
+
+    def has(self, cid: ChunkId) -> bool:
+        """True when the chunk is stored, or about to be."""
+        return cid in self._pending or find_place(self._db, cid) is not None
+
+    def _store_frame(self, entries: Sequence[tuple[ChunkId, int]], payload: bytes, elsewhere: Set[ChunkId]) -> None:
+        """Store the frame with all its chunks but those *elsewhere*."""
+        number = FrameNo(self._totals.next_frame)
+        live = offset = 0
+        for cid, length in entries:
+            if cid not in elsewhere:
+                self._db.put(INDEX, cid, PLACE.pack(number, offset, length))
+                live += length
+            offset += length
+        if not live:
+            return
+        record = encode_frame_record(entries, payload)
+        self._db.put(FRAMES, FRAME_KEY.pack(number), record)
+        self._db.put(LIVE, FRAME_KEY.pack(number), LIVE_BYTES.pack(live))
+        self._totals = Totals(number + 1, self._totals.stored_bytes + len(record), self._totals.plain_bytes + live)
+        self._uncommitted_bytes += len(record)
+
+    def _write_if_full(self) -> None:
         if self._uncommitted_bytes >= COMMIT_BYTES:
             self._write()
 

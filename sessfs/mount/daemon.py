@@ -39,6 +39,7 @@ from sessfs.mount.verbs_check import CheckVerbs
 from sessfs.mount.verbs_core import CoreVerbs
 from sessfs.mount.verbs_expiry import ExpiryVerbs
 from sessfs.mount.verbs_history import HistoryVerbs
+from sessfs.mount.verbs_import import ImportVerbs
 from sessfs.mount.verbs_limits import LimitVerbs
 from sessfs.mount.verbs_remote import RemoteVerbs
 from sessfs.sync.fetch import RemoteChunks
@@ -105,6 +106,7 @@ class Daemon:
         if repository is not None and self._gate is not None and self._chunks is not None:
             self._remote = RemoteSide(repository, self._gate, self._chunks, self._volume, settings)
         self._lives = build_lives(self._volume, settings, self._remote)
+        self._imports = ImportVerbs(self._volume, self._lives.lives, settings)
         sessions = self._remote.sessions if self._remote is not None else None
         self._policies = Policies(self._volume, settings, self._remote, self._lives)
         self._loop: RequestLoop | None = None
@@ -149,6 +151,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._volume.run)
                 nursery.start_soon(self._policies.run)
+                nursery.start_soon(self._imports.clear)
                 self._lives.start(nursery)
                 if self._remote is not None:
                     nursery.start_soon(self._remote.run)
@@ -193,6 +196,7 @@ class Daemon:
             **ExpiryVerbs(self._policies).verbs(),
             **HistoryVerbs(self._lives, self._settings.mountpoint).verbs(),
             **CheckVerbs(self._lives).verbs(),
+            **self._imports.verbs(),
         }
 
 

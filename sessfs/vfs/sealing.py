@@ -20,9 +20,12 @@ from sessfs.types import ChunkId, Ino
 from sessfs.vfs.ranges import split
 from sessfs.vfs.sealjobs import (
     LENGTH,
+    CompareRequest,
     DropRequest,
     FetchedFrame,
+    FinishRequest,
     Hello,
+    IngestRequest,
     Reply,
     ScrubRequest,
     SealedFile,
@@ -30,6 +33,7 @@ from sessfs.vfs.sealjobs import (
     SealRequest,
     Span,
     StoreRequest,
+    Task,
     decode_reply,
     encode_message,
 )
@@ -51,9 +55,6 @@ RETRY_S = 5.0
 PATIENCE_S = 2.0
 """How long an unmount may wait for the seal process to end what it is at."""
 DROP_AT_ONCE = 20_000
-
-
-_Request = SealRequest | DropRequest | StoreRequest | ScrubRequest
 
 
 class SealProcessClient:
@@ -78,7 +79,7 @@ class SealProcessClient:
         assert self._process.stdin is not None
         await self._process.stdin.send_all(encode_message(self._hello))
 
-    async def call(self, request: _Request, on_late: Callable[[Reply], None] = lambda reply: None) -> Reply:
+    async def call(self, request: Task, on_late: Callable[[Reply], None] = lambda reply: None) -> Reply:
         """The answer to *request*. Raises LocalStoreError when the process could not do it, or ended. When cancelled,
         the answer is waited for a little longer, and goes to *on_late*.
         """
@@ -104,7 +105,7 @@ class SealProcessClient:
             raise LocalStoreError(reply.error)
         return reply
 
-    async def _finish(self, process: trio.Process, request: _Request, on_late: Callable[[Reply], None]) -> None:
+    async def _finish(self, process: trio.Process, request: Task, on_late: Callable[[Reply], None]) -> None:
         """Cancelled: let the process come to an end with what it was asked, so that it is known what it did."""
         assert process.stdout is not None
         if self._is_sent:
@@ -115,7 +116,7 @@ class SealProcessClient:
                     return
         await self._abandon(process, request)
 
-    async def _abandon(self, process: trio.Process, request: _Request) -> None:
+    async def _abandon(self, process: trio.Process, request: Task) -> None:
         """Kill the process: its answer would be taken for that of the next request, which another one gets."""
         self.lost_count |= self._is_sent and not isinstance(request, DropRequest)
         self._process = None
@@ -256,7 +257,7 @@ class Sealer:
         for file in (await self._request(SealRequest(files))).files:
             self._place(file)
 
-    async def _request(self, request: _Request) -> Reply:
+    async def _request(self, request: Task) -> Reply:
         """The reply, its chunks visible here and noted. Raises LocalStoreError: then the process may have stored chunks
         that nobody knows of, which the next start sweeps.
         """
@@ -361,6 +362,26 @@ class Sealer:
                 # What wanted them may have gone while they were on their way.
                 gone = [cid for _, ids in frames for cid in ids if not self._references.is_held(cid)]
                 self._references.note_unused(gone)
+
+    async def ingest(self, request: IngestRequest) -> Reply:
+        """Gather chunks of files outside; those of the recipes that come back are pinned for the caller to unpin, and
+        stored once `finish_ingest` says so. Raises LocalStoreError.
+        """
+        async with self._busy:
+            reply = await self._request(request)
+            for file in reply.files:
+                self._references.pin(Recipe(file.recipe or b"").iter_chunks())
+            return reply
+
+    async def finish_ingest(self, request: FinishRequest) -> Reply:
+        """See FinishRequest. Raises LocalStoreError."""
+        async with self._busy:
+            return await self._request(request)
+
+    async def compare(self, request: CompareRequest) -> Reply:
+        """See CompareRequest. Raises LocalStoreError."""
+        async with self._busy:
+            return await self._client.call(request)
 
     async def evict(self, ids: Sequence[ChunkId]) -> None:
         """Remove chunks that recipes name and the remote has. Raises LocalStoreError."""

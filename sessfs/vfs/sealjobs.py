@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 if TYPE_CHECKING:
+    import os
     from typing import BinaryIO
 
 LENGTH = struct.Struct("<I")
@@ -71,6 +72,55 @@ class ScrubRequest(msgspec.Struct, frozen=True, tag="scrub"):
     target: str
 
 
+class SourceStamp(msgspec.Struct, frozen=True, array_like=True):
+    """What tells that a file outside of the volume is still the one that was seen, as it was."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> SourceStamp:
+        """The stamp of what `stat` found."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+class SourceRange(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes [start, end) of a file outside of the volume. To compare: with this packed *recipe* of them."""
+
+    path: bytes
+    stamp: SourceStamp
+    start: int
+    end: int
+    recipe: bytes = b""
+
+
+class IngestRequest(msgspec.Struct, frozen=True, tag="ingest"):
+    """Cut these, and gather their chunks. They are stored for sure when a FinishRequest was answered by the same
+    process. Until then an answer says nothing but which chunks it will be.
+    """
+
+    ranges: list[SourceRange]
+
+
+class FinishRequest(msgspec.Struct, frozen=True, tag="finish"):
+    """Store all that was gathered, durably; or, with *discard*, forget what is not stored yet."""
+
+    discard: bool = False
+
+
+class CompareRequest(msgspec.Struct, frozen=True, tag="compare"):
+    """Read these again and compare them with their recipes. With *read_back* each of the chunks is also read from the
+    store and held against its name, once until a request is *first*.
+    """
+
+    ranges: list[SourceRange]
+    read_back: bool
+    first: bool = False
+
+
 class SealedFile(msgspec.Struct, frozen=True):
     """The packed recipe of one file, or why there is none."""
 
@@ -86,12 +136,16 @@ class Reply(msgspec.Struct, frozen=True):
     """
 
     files: list[SealedFile] = []
+    """To an IngestRequest and a CompareRequest: of each range, its index as *ino*; no recipe means that it failed."""
     added: list[bytes] = []
     damaged: int = 0
     error: str = ""
+    process: int = 0
+    """Of an ingest and its finish: who has gathered the chunks."""
 
 
-Request = Hello | SealRequest | DropRequest | StoreRequest | ScrubRequest
+Task = SealRequest | DropRequest | StoreRequest | IngestRequest | FinishRequest | CompareRequest | ScrubRequest
+Request = Hello | Task
 _encoder = msgspec.msgpack.Encoder()
 
 

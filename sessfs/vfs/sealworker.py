@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING
 
 from sessfs.errors import SessfsError
 from sessfs.format.chunk import Cutter
-from sessfs.format.recipe import encode_extent, encode_hole
 from sessfs.local.chunkstore import CHUNK_TABLES
 from sessfs.local.chunkwriter import ChunkWriter
 from sessfs.local.db import Database
 from sessfs.local.memory import bound_heap
 from sessfs.types import ChunkId
+from sessfs.vfs.cutting import cut_range
+from sessfs.vfs.ingestwork import IngestWork
 from sessfs.vfs.sealjobs import (
+    CompareRequest,
     DropRequest,
+    FinishRequest,
     Hello,
+    IngestRequest,
     Reply,
     ScrubRequest,
     SealedFile,
     SealFile,
-    SealRequest,
     StoreRequest,
+    Task,
     decode_request,
     encode_message,
     read_message,
@@ -36,28 +40,9 @@ from sessfs.vfs.sealjobs import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WINDOW_BYTES = 4 << 20
-HOLE_MIN_BYTES = 64 * 1024
-"""Shorter holes are stored as zeros: an extent a hole would cost more than it saves."""
+    from sessfs.vfs.sealjobs import Span
+
 NICE = 10
-
-
-def iter_regions(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-    """[start, end) of a sparse file as (start, end, has data), holes shorter than HOLE_MIN_BYTES counted as data."""
-    at = data_from = start
-    while at < end:
-        try:
-            data = min(os.lseek(fd, at, os.SEEK_DATA), end)
-        except OSError:
-            data = end
-        if data - at >= HOLE_MIN_BYTES:
-            if data_from < at:
-                yield data_from, at, True
-            yield at, data, False
-            data_from = data
-        at = min(os.lseek(fd, data, os.SEEK_HOLE), end) if data < end else end
-    if data_from < end:
-        yield data_from, end, True
 
 
 class SealProcess:
@@ -67,9 +52,16 @@ class SealProcess:
         self._db = Database(Path(hello.chunks_path), CHUNK_TABLES, hello.map_size_bytes)
         self._writer = ChunkWriter(self._db, hello.key, hello.level)
         self._cutter = Cutter()
+        self._ingest = IngestWork(self._db, self._writer, hello.key)
 
-    def handle(self, request: SealRequest | DropRequest | StoreRequest | ScrubRequest) -> Reply:
-        """Do it, and make it durable."""
+    def handle(self, request: Task) -> Reply:
+        """Do it, and, but for an ingest, make it durable."""
+        if isinstance(request, IngestRequest):
+            return self._ingest.ingest(request)
+        if isinstance(request, FinishRequest):
+            return self._ingest.finish(discard=request.discard)
+        if isinstance(request, CompareRequest):
+            return self._ingest.compare(request)
         if isinstance(request, StoreRequest):
             self._writer.drop(ChunkId(cid) for cid in request.damaged)
             for frame in request.frames:
@@ -104,34 +96,15 @@ class SealProcess:
                 raise EOFError
             parts: list[bytes] = []
             for span in file.spans:
-                parts.extend([span.keep] if span.keep is not None else self._cut(fd, span.start, span.end))
+                parts.extend([span.keep] if span.keep is not None else self._cut(fd, span))
         except EOFError:
             return SealedFile(file.ino, file.version, None, "cut short while it was read")
         finally:
             os.close(fd)
         return SealedFile(file.ino, file.version, b"".join(parts))
 
-    def _cut(self, fd: int, start: int, end: int) -> Iterator[bytes]:
-        for low, high, has_data in iter_regions(fd, start, end):
-            if has_data:
-                yield from self._cut_data(fd, low, high)
-            else:
-                yield encode_hole(high - low)
-
-    def _cut_data(self, fd: int, start: int, end: int) -> Iterator[bytes]:
-        carry = b""
-        at = start
-        while at < end:
-            window = os.pread(fd, min(WINDOW_BYTES, end - at), at)
-            if not window:
-                raise EOFError
-            at += len(window)
-            held = carry + window
-            pieces = list(self._cutter.cut(held))
-            # The last piece ends where the window does, not where the content says: it goes on with the next window.
-            carry = bytes(pieces.pop()) if at < end else b""
-            for piece in pieces:
-                yield encode_extent(self._writer.add(piece), len(piece))
+    def _cut(self, fd: int, span: Span) -> Iterator[bytes]:
+        return cut_range(fd, span.start, span.end, self._cutter, self._writer.add)
 
     def close(self) -> None:
         """Close the environment."""

@@ -1,0 +1,124 @@
+"""`sessfs import`: today's profiles, trees of them, and archives become sessions of a mount."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from sessfs.cli import looking, output
+from sessfs.errors import UsageError
+from sessfs.mount import control, mountinfo, preflight
+from sessfs.sessions.importing_report import ImportReport, Outcome, SessionReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REFUSED_EXIT_CODE = 1
+Source = Annotated[
+    Path, typer.Argument(metavar="SRC", help="A tree of sessions, one profile, a tar or a zip; see docs/operate.md.")
+]
+Mountpoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where sessfs is mounted.")]
+As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="What the one session in SRC will be called.")]
+Verify = Annotated[
+    bool, typer.Option("--verify/--no-verify", help="Read every byte again, and back from the store, and compare.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would become what; change nothing.")]
+SkipUnsafe = Annotated[
+    bool,
+    typer.Option("--skip-unsafe", help="Leave out links that lead out of their session, and devices."),
+]
+
+
+def import_(
+    source: Source,
+    mountpoint: Mountpoint,
+    as_name: As = None,
+    verify: Verify = True,
+    dry_run: DryRun = False,
+    skip_unsafe: SkipUnsafe = False,
+    as_json: looking.Json = False,
+) -> None:
+    """Import sessions: a .whatsapp-sessions or .wwebjs_auth tree, one profile, a tar or a zip of one.
+
+    A session that is there already is skipped if it is the same, and refused if not: after an interruption, run it
+    again. Exit 1 if any session was refused.
+    """
+    path = Path(os.path.realpath(source))
+    try:
+        found = path.stat()
+    except OSError as exc:
+        raise UsageError(f"{source} can't be read: {exc.strerror}") from exc
+    place = mountinfo.resolve(mountpoint)
+    state_dir = preflight.find_state(place)
+    params = {
+        "source": str(path),
+        "identity": [found.st_dev, found.st_ino],
+        "as_name": as_name,
+        "verify": verify,
+        "dry_run": dry_run,
+        "skip_unsafe": skip_unsafe,
+    }
+    quiet = as_json or not sys.stderr.isatty()
+    answer = _call(state_dir, params, lambda step: None) if quiet else _call_with_bar(state_dir, params)
+    report = msgspec.convert(answer, ImportReport)
+    if as_json:
+        output.print_json({**answer, "refused": report.n_refused})
+    else:
+        _print(report, place)
+    if report.n_refused:
+        raise typer.Exit(REFUSED_EXIT_CODE)
+
+
+def _call(state_dir: Path, params: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    return control.call(state_dir, "import", params, timeout_s=None, on_progress=show)
+
+
+def _call_with_bar(state_dir: Path, params: dict[str, Any]) -> dict[str, Any]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("looking", total=None)
+
+        def show(step: dict[str, Any]) -> None:
+            what = f"{step['stage']} {step['session']}".strip()
+            shown.update(task, description=what, completed=step["done_bytes"], total=step["total_bytes"] or None)
+
+        return _call(state_dir, params, show)
+
+
+def _print(report: ImportReport, mountpoint: Path) -> None:
+    for session in report.sessions:
+        output.print_line(_line(session))
+    for what in report.left_out:
+        output.print_line(f"left out: {what}")
+    taken = [session for session in report.sessions if session.outcome is not Outcome.REFUSED]
+    parts = [f"{len(taken)} of {len(report.sessions)} sessions", output.format_size(report.total_bytes)]
+    if any(session.outcome is Outcome.IMPORTED for session in taken):
+        parts.append(f"{output.format_size(report.stored_bytes)} stored")
+        parts.append("every byte compared" if report.verified else "not compared")
+    parts.append(output.format_duration(report.elapsed_seconds))
+    output.print_line(", ".join(parts))
+    if taken:
+        data_path = report.data_path.replace("MOUNTPOINT", str(mountpoint))
+        output.print_line(f"whatsapp-web.js finds them with dataPath {data_path}")
+
+
+def _line(session: SessionReport) -> str:
+    size = f"{session.files} files, {output.format_size(session.total_bytes)}"
+    if session.outcome is Outcome.REFUSED:
+        return f"{session.name}: refused: {session.reason}"
+    if session.outcome is Outcome.IMPORTED:
+        return f"{session.name}: imported from {session.source} ({size}, {output.format_size(session.new_bytes)} new)"
+    return f"{session.name}: {session.outcome.value}: {session.source} ({size})"
