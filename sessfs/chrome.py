@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _SIMPLE_CACHE = re.compile(rb"[0-9a-f]{16}_[0-9s]\Z")
 
@@ -132,6 +136,11 @@ def is_client_directory(name: bytes) -> bool:
     and without.
     """
     return _CLIENT.match(name) is not None
+
+
+def is_profile_root(names: Collection[bytes]) -> bool:
+    """True if a directory with these *names* is what Chrome got as --user-data-dir."""
+    return b"Local State" in names
 
 
 def profile_part(names: Collection[bytes]) -> bytes | None:
