@@ -12,7 +12,7 @@ import trio
 
 from sessfs.errors import NoRights, UsageError
 from sessfs.sessions.importing import Importer
-from sessfs.sessions.importing_report import ImportOptions
+from sessfs.sessions.importing_report import GROUP_BYTES, ImportOptions
 from sessfs.sessions.importing_unpack import clear_staging
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ class ImportVerbs:
             params["verify"],
             params["dry_run"],
             params["skip_unsafe"],
+            params.get("group_bytes", GROUP_BYTES),
         )
 
         async def say(step: ImportProgress) -> None:

@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 
     Say = Callable[[ImportProgress], Awaitable[None]]
 
-GROUP_BYTES = 512 << 20
-"""Sessions are stored, compared and installed in groups of this size: what an import that is killed does again."""
-
 
 class Home(Protocol):
     """Where sessions are installed: see `Lives`."""
@@ -168,7 +165,7 @@ class _Run:
                     continue
                 self._group.append(job)
                 await self._start(job)
-                if sum(job.found.size_bytes for job in self._group) >= GROUP_BYTES:
+                if sum(job.found.size_bytes for job in self._group) >= self._options.group_bytes:
                     await self._end_group()
             await self._end_group()
         finally:

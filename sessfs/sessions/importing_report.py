@@ -9,6 +9,8 @@ import msgspec
 
 from sessfs.errors import SessfsError
 
+GROUP_BYTES = 512 << 20
+
 
 class Outcome(StrEnum):
     """What became of one session."""
@@ -21,13 +23,15 @@ class Outcome(StrEnum):
 
 class ImportOptions(NamedTuple):
     """*as_name* is the one session's name. *verify*: compare every byte before it counts as imported. *skip_unsafe*:
-    leave out what would refuse a session, links that lead out of it and devices.
+    leave out what would refuse a session, links that lead out of it and devices. Sessions are stored, compared and
+    installed in groups of *group_bytes*: what an import that is killed does again.
     """
 
     as_name: bytes | None = None
     verify: bool = True
     dry_run: bool = False
     skip_unsafe: bool = False
+    group_bytes: int = GROUP_BYTES
 
 
 class SessionReport(msgspec.Struct):

@@ -115,6 +115,9 @@ class Storing:
         """Read all files again and compare them with *recipes*; with *read_back* the stored chunks are read too. Raises
         Refused where they differ, LocalStoreError.
         """
+        for found in job.found.files:
+            if Recipe(recipes[found.number]).size != found.stamp.size:
+                raise Refused(f"{_show(found.path)}: it has another size than what is stored")
         for parts in _batches(_parts(job, recipes)):
             request = CompareRequest([part.source for part in parts], read_back, first=self._is_first)
             self._is_first = False

@@ -1,0 +1,300 @@
+"""`sessfs import` into a mount: what arrives is what was there, also after kills, and also on another machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support import posix
+from tests.support.mounted import Mounted
+from tests.support.profiles import Shape, describe, make_profile, make_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SESSIONS = int(os.environ.get("SESSFS_TEST_IMPORT_SESSIONS", "6"))
+"""50 make 7 GB, of which most is the same: `make soak` does that."""
+SHAPE = Shape(scripts=4, script_kib=128, records=500)
+LARGE = Shape(scripts=24, script_kib=5 << 10, records=20_000)
+CREATED_S = 300.0
+BEGIN = """
+import os, sys
+from pathlib import Path
+from sessfs.mount import control
+found = os.stat(sys.argv[2])
+params = {"source": sys.argv[2], "identity": [found.st_dev, found.st_ino], "as_name": None}
+params |= {"verify": True, "dry_run": False, "skip_unsafe": False, "group_bytes": 1}
+control.call(Path(sys.argv[1]), "import", params, timeout_s=None, on_progress=None)
+"""
+"""What the command does, but for the size of the groups."""
+
+
+def run_import(mount: Mounted, source: Path, *options: str, code: int = 0) -> dict[str, Any]:
+    """`sessfs import --json`; returns its report."""
+    done = mount.sessfs("import", str(source), str(mount.path), "--json", *options, check=False, timeout_s=1800)
+    assert done.returncode == code, done.stdout + done.stderr + mount.log_tail()
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+def outcomes(report: dict[str, Any]) -> dict[str, str]:
+    return {session["name"]: session["outcome"] for session in report["sessions"]}
+
+
+def assert_same(mount: Mounted, sessions: list[Path]) -> None:
+    for session in sessions:
+        assert describe(mount.path / session.name) == describe(session), session.name
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Commands that a test started and may have left running."""
+    commands: list[subprocess.Popen[bytes]] = []
+    yield commands
+    for command in commands:
+        command.kill()
+        command.wait()
+
+
+def begin(mount: Mounted, source: Path, started: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """Import in a process of its own, a session at a time."""
+    command = [sys.executable, "-c", BEGIN, str(mount.state), str(source)]
+    with open(os.devnull, "r+b") as null:
+        started.append(subprocess.Popen(command, stdin=null, stdout=null, stderr=null))
+    return started[-1]
+
+
+def wait_for_sessions(mount: Mounted, number: int) -> None:
+    assert posix.eventually(lambda: len(os.listdir(mount.path)) >= number, CREATED_S)
+
+
+def make_large_tree(root: Path, number: int) -> list[Path]:
+    """Users of about 140 MB each, five of them made, the others copies of those with a record of their own."""
+    made = make_tree(root, min(number, 5), LARGE)
+    for n in range(len(made) + 1, number + 1):
+        copy = root / f"user{n}"
+        shutil.copytree(made[n % len(made)], copy, symlinks=True)
+        (copy / "session/Default/own").write_bytes(os.urandom(500_000))
+        made.append(copy)
+    return made
+
+
+def test_import_tree_compares_byte_for_byte_and_attribute_for_attribute(mount: Mounted, tmp_path: Path) -> None:
+    # The kernel remembers that the name was missing: it has to be told.
+    assert not (mount.path / "user1").exists()
+    users = make_tree(tmp_path / "tree", 3, SHAPE)
+    report = run_import(mount, tmp_path / "tree")
+    assert outcomes(report) == dict.fromkeys(["user1", "user2", "user3"], "imported")
+    assert (report["refused"], report["verified"]) == (0, True)
+    assert_same(mount, users)
+    assert report["stored_bytes"] < 0.5 * report["total_bytes"]
+    mount.remount()
+    assert_same(mount, users)
+
+
+def test_imported_sessions_are_used_like_any(mount: Mounted, tmp_path: Path) -> None:
+    (user,) = make_tree(tmp_path / "tree", 1, SHAPE)
+    run_import(mount, tmp_path / "tree")
+    profile = mount.path / "user1/session"
+    (profile / "Local State").write_text("new")
+    os.link(profile / "Default/Preferences", profile / "Default/another")
+    (profile / "Default/History").unlink()
+    shutil.rmtree(profile / "Default/Cache")
+    with (profile / "Default/sparse").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"here")
+    mount.remount()
+    assert (profile / "Local State").read_text() == "new"
+    plain = bytearray((user / "session/Default/sparse").read_bytes())
+    plain[1000:1004] = b"here"
+    assert (profile / "Default/sparse").read_bytes() == plain
+    shutil.rmtree(mount.path / "user1")
+
+
+def test_import_prints_a_line_for_each_session_and_exits_1_when_one_is_refused(mount: Mounted, tmp_path: Path) -> None:
+    users = make_tree(tmp_path / "tree", 2, SHAPE)
+    (users[0] / "session/bad").symlink_to("/etc/passwd")
+    done = mount.sessfs("import", str(tmp_path / "tree"), str(mount.path), check=False)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("user1: refused: ")
+    assert lines[0].endswith("(--skip-unsafe leaves it out)")
+    assert lines[1].startswith(f"user2: imported from {users[1]} (")
+    assert lines[-1] == f"whatsapp-web.js finds them with dataPath {mount.path}/NAME"
+    assert os.listdir(mount.path) == ["user2"]
+
+
+def test_dry_run_says_what_would_become_what(mount: Mounted, tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 1, SHAPE)
+    done = mount.sessfs("import", str(tmp_path / "tree/user1/session"), str(mount.path), "--dry-run", "--as", "x")
+    assert done.stdout.startswith(f"x: would be imported: {tmp_path}/tree/user1/session (")
+    assert os.listdir(mount.path) == []
+
+
+def test_import_zip_of_remote_auth(mount: Mounted, tmp_path: Path) -> None:
+    make_profile(tmp_path / "p", "p", SHAPE)
+    kept = ("Default/IndexedDB", "Default/Local Storage")
+    with zipfile.ZipFile(tmp_path / "RemoteAuth-7.zip", "w") as file:
+        for below in kept:
+            for path in sorted((tmp_path / "p" / below).rglob("*")):
+                file.write(path, path.relative_to(tmp_path / "p"))
+    report = run_import(mount, tmp_path / "RemoteAuth-7.zip")
+    assert (outcomes(report), report["data_path"]) == ({"RemoteAuth-7": "imported"}, "MOUNTPOINT")
+    for below in kept:
+        for path in (tmp_path / "p" / below).rglob("*"):
+            if path.is_file():
+                there = mount.path / "RemoteAuth-7" / path.relative_to(tmp_path / "p")
+                assert there.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("inside", ["mount", "state"])
+def test_source_inside_of_the_mount_or_its_state_is_refused(mount: Mounted, inside: str) -> None:
+    place = mount.path / "a" if inside == "mount" else mount.state
+    (mount.path / "a/session/Default").mkdir(parents=True)
+    (mount.path / "a/session/Local State").touch()
+    done = mount.sessfs("import", str(place), str(mount.path), check=False)
+    assert done.returncode == 2
+    assert "import from outside of it" in done.stderr
+
+
+def test_source_that_only_the_caller_sees_is_refused(mount: Mounted, tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 1, SHAPE)
+    (tmp_path / "over").mkdir()
+    command = f"mount --bind {tmp_path}/tree {tmp_path}/over && {sys.executable} -m sessfs.cli.main"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"{command} import {tmp_path}/over {mount.path}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 13
+    assert f"sees something else at {tmp_path}/over than you do" in done.stderr
+    assert os.listdir(mount.path) == []
+
+
+def test_archive_that_attacks_is_refused_whole(mount: Mounted, tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 1, SHAPE)
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        for path in (tmp_path / "tree/user1").rglob("*"):
+            if path.is_file():
+                file.write(path, path.relative_to(tmp_path))
+        file.writestr("tree/../../../evil", b"")
+    done = mount.sessfs("import", str(tmp_path / "x.zip"), str(mount.path), check=False)
+    assert done.returncode == 1
+    assert "member 'tree/../../../evil' leads out of the archive's folder" in done.stderr
+    assert os.listdir(mount.path) == []
+    assert os.listdir(mount.state / "staging") == []
+
+
+def test_daemon_killed_in_the_middle_leaves_whole_sessions_and_goes_on(
+    tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    users = make_tree(tmp_path / "tree", 8, SHAPE)
+    with Mounted() as mount:
+        command = begin(mount, tmp_path / "tree", started)
+        wait_for_sessions(mount, 2)
+        mount.kill()
+        assert command.wait(30) != 0
+        mount.mount()
+        whole = os.listdir(mount.path)
+        assert 2 <= len(whole) < 8
+        assert_same(mount, [user for user in users if user.name in whole])
+        report = run_import(mount, tmp_path / "tree")
+        assert outcomes(report) == {u.name: "already there" if u.name in whole else "imported" for u in users}
+        assert_same(mount, users)
+        mount.umount()
+        mount.fsck()
+
+
+def test_command_killed_in_the_middle_ends_the_import(
+    mount: Mounted, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    users = make_tree(tmp_path / "tree", 8, SHAPE)
+    command = begin(mount, tmp_path / "tree", started)
+    time.sleep(1.0)
+    command.send_signal(signal.SIGKILL)
+    command.wait()
+    report = run_import(mount, tmp_path / "tree")
+    assert set(outcomes(report).values()) <= {"already there", "imported"}
+    assert_same(mount, users)
+
+
+def test_mount_answers_while_it_imports(mount: Mounted, tmp_path: Path, started: list[subprocess.Popen[bytes]]) -> None:
+    make_tree(tmp_path / "tree", 8, SHAPE)
+    (mount.path / "other").mkdir()
+    command = begin(mount, tmp_path / "tree", started)
+    slowest_s = 0.0
+    while command.poll() is None:
+        before_s = time.monotonic()
+        (mount.path / "other/f").write_bytes(b"x" * 5000)
+        os.rename(mount.path / "other/f", mount.path / "other/g")
+        slowest_s = max(slowest_s, time.monotonic() - before_s)
+        time.sleep(0.01)
+    assert command.returncode == 0
+    assert slowest_s < 2.0
+
+
+def test_imported_sessions_are_restored_from_the_bucket(tmp_path: Path) -> None:
+    users = make_tree(tmp_path / "tree", 2, SHAPE)
+    (tmp_path / "bucket").mkdir()
+    remote = ["--remote", f"file://{tmp_path}/bucket"]
+    with Mounted(options=remote) as mount:
+        run_import(mount, tmp_path / "tree")
+        mount.sessfs("sync", str(mount.path))
+        mount.umount()
+        mount.fsck()
+    caches = tmp_path / "caches"
+    caches.mkdir()
+    for user in users:
+        # The HTTP cache does not travel.
+        shutil.move(user / "session/Default/Cache/Cache_Data", caches / user.name)
+    with Mounted(options=remote) as mount:
+        for user in users:
+            found = describe(mount.path / user.name)
+            wanted = describe(user)
+            del found["session/Default/Cache"], wanted["session/Default/Cache"]
+            assert found == wanted
+
+
+def test_name_that_only_the_bucket_has_is_not_overwritten(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 1, SHAPE)
+    (tmp_path / "bucket").mkdir()
+    remote = ["--remote", f"file://{tmp_path}/bucket"]
+    with Mounted(options=remote) as mount:
+        (mount.path / "user1").mkdir()
+        (mount.path / "user1/mine").write_text("mine")
+        mount.sessfs("sync", str(mount.path))
+    with Mounted(options=remote) as mount:
+        report = run_import(mount, tmp_path / "tree", code=1)
+        assert "the mount has another session of this name" in report["sessions"][0]["reason"]
+        assert (mount.path / "user1/mine").read_text() == "mine"
+
+
+@pytest.mark.scale
+def test_many_sessions_survive_a_kill_in_the_middle(tmp_path: Path, started: list[subprocess.Popen[bytes]]) -> None:
+    """With 50 sessions, 7 GB: imported, killed in the middle, imported again, compared, checked."""
+    users = make_large_tree(tmp_path / "tree", SESSIONS)
+    with Mounted() as mount:
+        command = begin(mount, tmp_path / "tree", started)
+        wait_for_sessions(mount, SESSIONS // 2)
+        mount.kill()
+        command.wait(60)
+        mount.mount()
+        assert_same(mount, [mount_user for mount_user in users if (mount.path / mount_user.name).exists()])
+        report = run_import(mount, tmp_path / "tree")
+        assert len(report["sessions"]) == SESSIONS
+        assert report["refused"] == 0
+        assert_same(mount, users)
+        mount.umount()
+        mount.fsck()
+    shutil.rmtree(tmp_path / "tree")

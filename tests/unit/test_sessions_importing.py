@@ -1,0 +1,501 @@
+"""Imports into an open volume, without a mount: whole sessions or nothing, whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from sessfs.errors import LocalStoreError, UsageError
+from sessfs.sessions import importing_storing
+from sessfs.sessions.importing import Importer
+from sessfs.sessions.importing_archives import ArchiveRefused
+from sessfs.sessions.importing_report import ImportOptions, ImportProgress, ImportReport, Outcome
+from sessfs.sessions.importing_unpack import STAGING, clear_staging
+from tests.support.lives import Local
+from tests.support.profiles import Shape, make_profile, make_tree
+from tests.support.volumes import assert_clean, open_box
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
+    from typing import IO
+
+    from tests.support.volumes import Box
+
+SMALL = Shape(scripts=2, script_kib=40, records=60)
+
+
+def read_quietly(path: Path) -> bytes:
+    """The content, without a change of the time of access."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOATIME), "rb") as file:
+        return file.read()
+
+
+def start(command: list[str], stdout: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
+    """A process beside the test, which is to end it."""
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout)
+
+
+def everything(source: Path) -> list[Path]:
+    """The source and what is in it, but for what stays on its machine."""
+    return [source, *(path for path in source.rglob("*") if not path.name.startswith("Singleton"))]
+
+
+class Place:
+    """A volume that is imported into."""
+
+    def __init__(self, box: Box, crash_point: Callable[[str], None]) -> None:
+        self.box = box
+        self.steps: list[ImportProgress] = []
+        self.on_step: Callable[[ImportProgress], Awaitable[None]] | None = None
+        self.importer = Importer(
+            box.volume, Local(box).lives, clock_ns=box.clock.ns, monotonic_s=box.clock.s, crash_point=crash_point
+        )
+
+    async def say(self, step: ImportProgress) -> None:
+        self.steps.append(step)
+        if self.on_step is not None:
+            await self.on_step(step)
+
+    async def take(self, source: Path, options: ImportOptions = ImportOptions()) -> ImportReport:  # noqa: B008
+        return await self.importer.run(source, options, self.say)
+
+    def names(self) -> list[bytes]:
+        return self.box.volume.namespace.list_names(self.box.get(b"").ino)
+
+    async def assert_same(self, session: bytes, source: Path) -> None:
+        """The session is what the source is, byte for byte and attribute for attribute, but for what stays there."""
+        there = {session, *(path for path, _ in self.box.walk(session))}
+        paths = everything(source)
+        assert there == {os.path.join(session, os.fsencode(p.relative_to(source))).rstrip(b"/.") for p in paths}
+        for path in paths:
+            at, name = path.lstat(), os.fsencode(path.relative_to(source))
+            inode = self.box.get(session if name == b"." else session + b"/" + name)
+            found = (inode.mode, inode.uid, inode.gid, inode.mtime_ns)
+            assert found == (at.st_mode, at.st_uid, at.st_gid, at.st_mtime_ns), path
+            if stat.S_ISDIR(at.st_mode):
+                continue
+            assert inode.atime_ns == at.st_atime_ns
+            if stat.S_ISREG(at.st_mode):
+                assert await self.box.volume.fileio.read(inode, 0, inode.size + 1) == read_quietly(path)
+                assert inode.nlink == at.st_nlink
+            xattrs = {
+                os.fsencode(key): os.getxattr(path, key, follow_symlinks=False)
+                for key in os.listxattr(path, follow_symlinks=False)
+            }
+            assert dict(self.box.volume.inodes.iter_xattrs(inode.ino)) == xattrs
+
+
+@asynccontextmanager
+async def place(state: Path, crash_point: Callable[[str], None] = lambda name: None) -> AsyncIterator[Place]:
+    async with open_box(state) as box:
+        yield Place(box, crash_point)
+        await box.drop_dead()
+    assert_clean(state)
+
+
+def outcomes(report: ImportReport) -> dict[str, Outcome]:
+    return {session.name: session.outcome for session in report.sessions}
+
+
+def only_reason(report: ImportReport) -> str:
+    (session,) = report.sessions
+    assert session.outcome is Outcome.REFUSED
+    return session.reason
+
+
+async def test_tree_is_imported_whole(tmp_path: Path) -> None:
+    users = make_tree(tmp_path / "tree", 3, SMALL)
+    files = [path for user in users for path in user.rglob("*") if path.is_file() and not path.is_symlink()]
+    before = [path.stat().st_atime_ns for path in files]
+    async with place(tmp_path / "state") as there:
+        report = await there.take(tmp_path / "tree")
+        assert outcomes(report) == dict.fromkeys(["user1", "user2", "user3"], Outcome.IMPORTED)
+        assert report.n_refused == 0
+        for user in users:
+            await there.assert_same(os.fsencode(user.name), user)
+        assert report.sessions[1].new_bytes < 0.7 * report.sessions[1].total_bytes
+        assert report.stored_bytes == there.box.volume.reader.totals().stored_bytes > 0
+        assert there.steps[-1].done_bytes <= there.steps[-1].total_bytes
+    assert [path.stat().st_atime_ns for path in files] == before
+
+
+async def test_import_again_finds_everything_there(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 2, SMALL)
+    async with place(tmp_path / "state") as there:
+        await there.take(tmp_path / "tree")
+        stored = there.box.volume.reader.totals()
+        assert outcomes(await there.take(tmp_path / "tree")) == dict.fromkeys(["user1", "user2"], Outcome.THERE)
+        assert there.box.volume.reader.totals() == stored
+
+
+async def test_dry_run_changes_nothing(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 2, SMALL)
+    async with place(tmp_path / "state") as there:
+        report = await there.take(tmp_path / "tree", ImportOptions(dry_run=True))
+        assert outcomes(report) == dict.fromkeys(["user1", "user2"], Outcome.PLANNED)
+        assert there.names() == []
+        assert there.box.volume.reader.totals().plain_bytes == 0
+
+
+def _append(path: Path) -> None:
+    at = path.stat()
+    with path.open("ab") as file:
+        file.write(b"x")
+    os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
+
+
+def _flip(path: Path) -> None:
+    at = path.stat()
+    with path.open("r+b") as file:
+        file.write(b"x")
+    os.utime(path, ns=(at.st_atime_ns, at.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda p: _append(p / "Local State"), "session/Local State differs in its content"),
+        (lambda p: _flip(p / "Local State"), "are not what was stored"),
+        (lambda p: (p / "new").touch(), "session differs in its time"),
+        (lambda p: os.utime(p / "Local State"), "session/Local State differs in its time"),
+        (lambda p: (p / "Local State").chmod(0o600), "session/Local State differs in its mode"),
+        (lambda p: os.setxattr(p / "Local State", "user.a", b"1"), "differs in its extended attributes"),
+    ],
+)
+async def test_another_session_of_the_name_is_refused_and_stays(
+    tmp_path: Path, change: Callable[[Path], object], what: str
+) -> None:
+    (user,) = make_tree(tmp_path / "tree", 1, SMALL)
+    async with place(tmp_path / "state") as there:
+        await there.take(tmp_path / "tree")
+        shutil.copytree(user, tmp_path / "copy", symlinks=True)
+        change(user / "session")
+        report = await there.take(tmp_path / "tree")
+        assert what in only_reason(report)
+        assert "--as" in only_reason(report)
+        assert there.names() == [b"user1"]
+        assert (
+            await there.box.read(b"user1/session/Local State") == (tmp_path / "copy/session/Local State").read_bytes()
+        )
+
+
+async def test_profile_of_a_running_chrome_is_refused_with_its_pid(tmp_path: Path) -> None:
+    users = make_tree(tmp_path / "tree", 2, SMALL)
+    with start(["sleep", "60"]) as chrome:
+        try:
+            (users[0] / "session/SingletonLock").unlink()
+            (users[0] / "session/SingletonLock").symlink_to(f"{socket.gethostname()}-{chrome.pid}")
+            async with place(tmp_path / "state") as there:
+                report = await there.take(tmp_path / "tree")
+                assert outcomes(report) == {"user1": Outcome.REFUSED, "user2": Outcome.IMPORTED}
+                assert f"pid {chrome.pid}" in report.sessions[0].reason
+                assert there.names() == [b"user2"]
+        finally:
+            chrome.kill()
+
+
+async def test_profile_with_a_file_open_for_writing_is_refused(tmp_path: Path) -> None:
+    (user,) = make_tree(tmp_path / "tree", 1, SMALL)
+    held = user / "session/Default/Preferences"
+    with held.open("ab") as file:
+        writer = start(["tail", "-f", "/dev/null"], file)
+    with writer:
+        try:
+            async with place(tmp_path / "state") as there:
+                reason = only_reason(await there.take(tmp_path / "tree"))
+                assert f"tail (pid {writer.pid}: {held})" in reason
+        finally:
+            writer.kill()
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../..", "Default/link/../../../../x", "Default/up/../.."])
+async def test_link_that_leads_out_is_refused_or_left_out(tmp_path: Path, target: str) -> None:
+    (user,) = make_tree(tmp_path / "tree", 1, SMALL)
+    (user / "session/Default/up").symlink_to("../..")
+    (user / "session/bad").symlink_to(target)
+    (user / "session/dangling").symlink_to("Default/nothing")
+    async with place(tmp_path / "state") as there:
+        reason = only_reason(await there.take(tmp_path / "tree"))
+        assert reason.startswith(f"{user}/session/bad is a link that leads out of its session, to {target}")
+        assert there.names() == []
+        report = await there.take(tmp_path / "tree", ImportOptions(skip_unsafe=True))
+        assert outcomes(report) == {"user1": Outcome.IMPORTED}
+        assert any("session/bad: a link" in line for line in report.left_out)
+        assert there.box.find(b"user1/session/bad") is None
+        assert there.box.find(b"user1/session/dangling") is not None
+
+
+async def test_pipe_is_refused_socket_is_left_out(tmp_path: Path) -> None:
+    (user,) = make_tree(tmp_path / "tree", 1, SMALL)
+    with socket.socket(socket.AF_UNIX) as listening:
+        os.symlink(user / "session", "/tmp/sessfs-import-test")
+        try:
+            listening.bind("/tmp/sessfs-import-test/socket")
+        finally:
+            os.unlink("/tmp/sessfs-import-test")
+    async with place(tmp_path / "state") as there:
+        os.mkfifo(user / "session/pipe")
+        assert "session/pipe is a device or a named pipe" in only_reason(await there.take(tmp_path / "tree"))
+        report = await there.take(tmp_path / "tree", ImportOptions(skip_unsafe=True))
+        assert outcomes(report) == {"user1": Outcome.IMPORTED}
+        assert there.box.find(b"user1/session/socket") is None
+        assert there.box.find(b"user1/session/pipe") is None
+
+
+@pytest.mark.parametrize("stage", ["storing", "comparing"])
+async def test_source_that_changes_meanwhile_is_not_installed(tmp_path: Path, stage: str) -> None:
+    users = make_tree(tmp_path / "tree", 2, SMALL)
+    async with place(tmp_path / "state") as there:
+
+        async def disturb(step: ImportProgress) -> None:
+            if step.stage == stage and step.session == "user2":
+                _flip(users[0] / "session/Local State")
+
+        there.on_step = disturb
+        report = await there.take(tmp_path / "tree", ImportOptions(verify=stage == "comparing"))
+        # What changed after it was installed is none of our business.
+        changed = Outcome.REFUSED if stage == "storing" else Outcome.IMPORTED
+        assert outcomes(report) == {"user1": changed, "user2": Outcome.IMPORTED}
+        if stage == "storing":
+            assert "changed while it was imported" in report.sessions[0].reason
+            assert there.names() == [b"user2"]
+
+
+async def test_file_that_is_new_meanwhile_is_found(tmp_path: Path) -> None:
+    (user,) = make_tree(tmp_path / "tree", 1, SMALL)
+    async with place(tmp_path / "state") as there:
+
+        async def disturb(step: ImportProgress) -> None:
+            (user / "session/Default/new").touch()
+
+        there.on_step = disturb
+        assert "changed while it was imported" in only_reason(await there.take(tmp_path / "tree"))
+        assert there.names() == []
+
+
+DAMAGE = """
+import sys
+from pathlib import Path
+from sessfs.local.chunkstore import CHUNK_TABLES, FRAMES
+from sessfs.local.db import Database
+db = Database(Path(sys.argv[1]), CHUNK_TABLES, 1 << 30)
+for key, record in list(db.scan(FRAMES))[1:]:
+    db.put(FRAMES, key, record[:-40] + bytes(byte ^ 0x55 for byte in record[-40:]))
+assert db.write_batch(db.cut())
+"""
+"""Flips bits in every frame but the first, from outside, as a bad disk does."""
+
+
+async def test_damage_in_the_store_is_found_before_it_says_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (user,) = make_tree(tmp_path / "tree", 1, Shape(scripts=8, script_kib=300, records=2000))
+    monkeypatch.setattr(importing_storing, "RANGE_BYTES", 100_000)
+    async with open_box(tmp_path / "state") as box:
+        there = Place(box, lambda name: None)
+
+        async def damage(step: ImportProgress) -> None:
+            if step.stage == "comparing" and len(there.steps) == first_compared():
+                await trio.run_process([sys.executable, "-c", DAMAGE, str(box.path / "chunks")])
+
+        def first_compared() -> int:
+            return 1 + [step.stage for step in there.steps].index("comparing")
+
+        there.on_step = damage
+        assert "can't be read back from the store" in only_reason(await there.take(user))
+        assert there.names() == []
+
+
+async def test_interrupted_import_leaves_whole_sessions_and_goes_on(
+    tmp_path: Path,
+) -> None:
+    users = make_tree(tmp_path / "tree", 4, SMALL)
+
+    class Cut(Exception):
+        pass
+
+    installed = 0
+
+    def crash(name: str) -> None:
+        nonlocal installed
+        installed += name == "installed"
+        if installed == 2:
+            raise Cut
+
+    async with open_box(tmp_path / "state") as box:
+        there = Place(box, crash)
+        with pytest.raises(Cut):
+            await there.take(tmp_path / "tree", ImportOptions(group_bytes=1))
+        await box.commit()
+        box.copy_state(tmp_path / "killed")
+    async with place(tmp_path / "killed") as there:
+        assert there.names() == [b"user1", b"user2"]
+        report = await there.take(tmp_path / "tree")
+        assert list(outcomes(report).values()) == [Outcome.THERE] * 2 + [Outcome.IMPORTED] * 2
+        for user in users:
+            await there.assert_same(os.fsencode(user.name), user)
+
+
+async def test_cancelled_import_gives_back_what_it_stored(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 2, SMALL)
+    async with place(tmp_path / "state") as there:
+        with trio.CancelScope() as scope:
+
+            async def stop(step: ImportProgress) -> None:
+                if step.stage == "comparing":
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+
+            there.on_step = stop
+            await there.take(tmp_path / "tree")
+        assert scope.cancelled_caught
+        await there.box.drop_dead()
+        assert there.names() == []
+        assert there.box.volume.reader.totals().plain_bytes == 0
+        there.on_step = None
+        assert (await there.take(tmp_path / "tree")).n_refused == 0
+
+
+async def test_seal_process_that_ends_meanwhile_ends_the_import(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 2, SMALL)
+    async with place(tmp_path / "state") as there:
+
+        async def kill(step: ImportProgress) -> None:
+            pid = there.box.volume.seal_pid
+            if pid is not None and step.session == "user1":
+                os.kill(pid, 9)
+                await trio.to_thread.run_sync(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT))
+
+        there.on_step = kill
+        with pytest.raises(LocalStoreError, match="seal process ended"):
+            await there.take(tmp_path / "tree")
+        there.on_step = None
+        assert there.names() == []
+        assert (await there.take(tmp_path / "tree")).n_refused == 0
+
+
+async def test_seals_go_on_while_it_imports(tmp_path: Path) -> None:
+    """A chunk that both have is stored once, and stays when either goes."""
+    (user,) = make_tree(tmp_path / "tree", 1, SMALL)
+    script = user / "session/Default/Service Worker/CacheStorage/1/0000000000000000_0"
+    async with place(tmp_path / "state") as there:
+        there.box.mkdir(b"other")
+
+        async def seal(step: ImportProgress) -> None:
+            if step.stage == "storing":
+                await there.box.write(b"other/f", read_quietly(script))
+                await there.box.seal()
+
+        there.on_step = seal
+        assert (await there.take(tmp_path / "tree")).n_refused == 0
+        await there.assert_same(b"user1", user)
+        there.box.unlink(b"other/f")
+        await there.box.drop_dead()
+        await there.assert_same(b"user1", user)
+
+
+async def test_hard_links_between_sessions_become_files_of_each(tmp_path: Path) -> None:
+    first, second = make_tree(tmp_path / "tree", 2, SMALL)
+    os.link(first / "session/Local State", second / "session/shared")
+    async with place(tmp_path / "state") as there:
+        assert (await there.take(tmp_path / "tree")).n_refused == 0
+        assert there.box.get(b"user1/session/Local State").nlink == 1
+        assert await there.box.read(b"user2/session/shared") == (first / "session/Local State").read_bytes()
+
+
+async def test_big_file_is_imported_in_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importing_storing, "RANGE_BYTES", 100_000)
+    make_profile(tmp_path / "p", "p", SMALL)
+    content = os.urandom(450_000) + bytes(300_000) + os.urandom(70_000)
+    (tmp_path / "p/big").write_bytes(content)
+    async with place(tmp_path / "state") as there:
+        assert (await there.take(tmp_path / "p")).n_refused == 0
+        assert await there.box.read(b"p/session/big") == content
+        assert outcomes(await there.take(tmp_path / "p")) == {"p": Outcome.THERE}
+
+
+async def test_tar_is_imported_and_nothing_is_left(tmp_path: Path) -> None:
+    users = make_tree(tmp_path / ".whatsapp-sessions", 2, SMALL)
+    await trio.run_process(
+        [
+            "tar",
+            "--format=posix",
+            "--xattrs",
+            "-C",
+            str(tmp_path),
+            "-czf",
+            str(tmp_path / "x.tar.gz"),
+            users[0].parent.name,
+        ]
+    )
+    async with place(tmp_path / "state") as there:
+        report = await there.take(tmp_path / "x.tar.gz")
+        assert outcomes(report) == dict.fromkeys(["user1", "user2"], Outcome.IMPORTED)
+        assert report.sessions[0].source == f"{tmp_path}/x.tar.gz:.whatsapp-sessions/user1"
+        for user in users:
+            assert (
+                await there.box.read(os.fsencode(user.name) + b"/session/Local State")
+                == (user / "session/Local State").read_bytes()
+            )
+            assert there.box.get(os.fsencode(user.name)).mtime_ns == user.stat().st_mtime_ns
+        assert outcomes(await there.take(tmp_path / "x.tar.gz")) == dict.fromkeys(["user1", "user2"], Outcome.THERE)
+        assert os.listdir(tmp_path / "state" / STAGING) == []
+
+
+async def test_remote_auth_zip_becomes_a_session_for_local_auth(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "RemoteAuth-7.zip", "w") as file:
+        file.writestr("Default/IndexedDB/x/CURRENT", b"MANIFEST-000001\n")
+        file.writestr("Default/Local Storage/leveldb/CURRENT", b"MANIFEST-000001\n")
+    async with place(tmp_path / "state") as there:
+        report = await there.take(tmp_path / "RemoteAuth-7.zip", ImportOptions(as_name=b"user7"))
+        assert outcomes(report) == {"user7": Outcome.IMPORTED}
+        assert await there.box.read(b"user7/session/Default/IndexedDB/x/CURRENT") == b"MANIFEST-000001\n"
+
+
+async def test_archive_that_attacks_leaves_nothing(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 1, SMALL)
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        file.add(tmp_path / "tree", "tree")
+        file.addfile(tarfile.TarInfo("../../evil"))
+    async with place(tmp_path / "state") as there:
+        with pytest.raises(ArchiveRefused, match=r"'../../evil' leads out"):
+            await there.take(tmp_path / "x.tar")
+        assert there.names() == []
+        assert os.listdir(tmp_path / "state" / STAGING) == []
+
+
+async def test_link_out_of_an_archive_is_refused_by_its_name_in_it(tmp_path: Path) -> None:
+    (user,) = make_tree(tmp_path / "tree", 1, SMALL)
+    (user / "session/bad").symlink_to("/etc/passwd")
+    with tarfile.open(tmp_path / "x.tar", "w") as file:
+        file.add(tmp_path / "tree", "tree")
+    async with place(tmp_path / "state") as there:
+        reason = only_reason(await there.take(tmp_path / "x.tar"))
+        assert reason.startswith(f"{tmp_path}/x.tar:tree/user1/session/bad is a link that leads out")
+
+
+async def test_read_only_volume_is_refused(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 1, SMALL)
+    async with place(tmp_path / "state") as there:
+        there.box.volume.make_read_only("for a test")
+        with pytest.raises(UsageError, match="read-only: for a test"):
+            await there.take(tmp_path / "tree")
+
+
+def test_staging_of_a_killed_import_is_cleared(tmp_path: Path) -> None:
+    (tmp_path / STAGING / "1-2/deep").mkdir(parents=True)
+    clear_staging(tmp_path)
+    clear_staging(tmp_path)
+    assert list(tmp_path.iterdir()) == []

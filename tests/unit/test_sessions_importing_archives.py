@@ -1,0 +1,253 @@
+"""Archives: what is in them comes out whole, and nothing that attacks gets anywhere."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import stat
+import struct
+import tarfile
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+import zstandard
+
+from sessfs.sessions.importing_archives import ArchiveRefused, Limits, unpack
+from tests.support.profiles import describe, make_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LIMITS = Limits(room_bytes=1 << 30)
+
+
+def lay_out(archive: Path, limits: Limits = LIMITS) -> Path:
+    target = archive.parent / "out"
+    target.mkdir()
+    unpack(str(archive), str(target), limits, lambda written: None)
+    return target
+
+
+def refused(archive: Path, match: str, limits: Limits = LIMITS) -> None:
+    with pytest.raises(ArchiveRefused, match=match):
+        lay_out(archive, limits)
+    # Nothing of it may lie anywhere but where it is removed with the rest.
+    assert sorted(path.name for path in archive.parent.iterdir()) == sorted({archive.name, "out"})
+
+
+def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        for member, content in members:
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def info(name: str, kind: bytes = tarfile.REGTYPE, linkname: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.mode = kind, linkname, 0o644
+    return member
+
+
+def pack(tree: Path, path: Path) -> Path:
+    """As GNU tar does, with times to the nanosecond and xattrs."""
+    command = f"tar --format=posix --xattrs -C {tree.parent} -cf {path} {tree.name}"
+    assert os.system(command) == 0
+    return path
+
+
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda plain: plain,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
+
+
+@pytest.mark.parametrize("ending", sorted(COMPRESSORS))
+def test_tar_comes_out_with_all_attributes(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "in").mkdir()
+    tree = tmp_path / "in" / "tree"
+    make_tree(tree, 1)
+    plain = pack(tree, tmp_path / "in" / "plain").read_bytes()
+    (tmp_path / "a").mkdir()
+    archive = tmp_path / "a" / f"x.tar{ending}"
+    archive.write_bytes(COMPRESSORS[ending](plain))
+    assert describe(lay_out(archive) / "tree", left_out=True) == describe(tree, left_out=True)
+
+
+def test_zip_comes_out_with_modes_links_and_times(tmp_path: Path) -> None:
+    archive = tmp_path / "x.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        plain = zipfile.ZipInfo("d/f", (2024, 5, 6, 7, 8, 10))
+        plain.external_attr = (stat.S_IFREG | 0o640) << 16
+        plain.compress_type = zipfile.ZIP_DEFLATED
+        file.writestr(plain, b"content" * 1000)
+        exact = zipfile.ZipInfo("d/g", (2024, 5, 6, 7, 8, 10))
+        exact.extra = struct.pack("<HHBi", 0x5455, 5, 1, 1_700_000_001)
+        file.writestr(exact, b"")
+        link = zipfile.ZipInfo("d/l")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        file.writestr(link, b"f")
+    out = lay_out(archive)
+    assert (out / "d/f").read_bytes() == b"content" * 1000
+    assert stat.S_IMODE((out / "d/f").stat().st_mode) == 0o640
+    assert (out / "d/f").stat().st_mtime_ns == 1_714_979_290 * 10**9
+    assert (out / "d/g").stat().st_mtime_ns == 1_700_000_001 * 10**9
+    assert os.readlink(out / "d/l") == "f"
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil-of-sessfs", "a/.."])
+def test_tar_members_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    refused(tar_of(tmp_path / "x.tar", (info("ok"), b"1"), (info(name), b"2")), "member .*(absolute|leads out)")
+    assert not os.path.lexists("/tmp/evil-of-sessfs")
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/tmp/evil-of-sessfs"])
+def test_zip_members_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("ok", b"1")
+        file.writestr(name, b"2")
+    refused(tmp_path / "x.zip", "member .*(absolute|leads out)")
+    assert not os.path.lexists("/tmp/evil-of-sessfs")
+
+
+@pytest.mark.parametrize("target", ["/tmp", "..", "."])
+def test_nothing_is_written_through_a_link(tmp_path: Path, target: str) -> None:
+    archive = tar_of(tmp_path / "x.tar", (info("l", tarfile.SYMTYPE, target), b""), (info("l/evil-of-sessfs"), b"2"))
+    refused(archive, "'l/evil-of-sessfs' lies below 'l', which is no directory")
+    assert not os.path.lexists("/tmp/evil-of-sessfs")
+
+
+def test_nothing_is_written_over_a_link(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("whole")
+    archive = tar_of(
+        tmp_path / "x.tar", (info("l", tarfile.SYMTYPE, str(tmp_path / "victim")), b""), (info("l"), b"broken")
+    )
+    with pytest.raises(ArchiveRefused, match="is there twice"):
+        lay_out(archive)
+    assert (tmp_path / "victim").read_text() == "whole"
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../victim", "later", "l"])
+def test_hard_links_to_anything_but_a_file_before_are_refused(tmp_path: Path, target: str) -> None:
+    archive = tar_of(
+        tmp_path / "x.tar",
+        (info("l", tarfile.SYMTYPE, "/etc/passwd"), b""),
+        (info("h", tarfile.LNKTYPE, target), b""),
+        (info("later"), b"1"),
+    )
+    refused(archive, "member 'h' is a hard link to")
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"?"])
+def test_devices_and_pipes_are_refused(tmp_path: Path, kind: bytes) -> None:
+    refused(tar_of(tmp_path / "x.tar", (info("dev", kind), b"")), "member 'dev' is a device")
+
+
+def test_devices_in_a_zip_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        member = zipfile.ZipInfo("dev")
+        member.external_attr = (stat.S_IFCHR | 0o666) << 16
+        file.writestr(member, b"")
+    refused(tmp_path / "x.zip", "member 'dev' is a device")
+
+
+@pytest.mark.parametrize("second", ["a/f", "./a//f", "a/f/"])
+def test_duplicates_are_refused(tmp_path: Path, second: str) -> None:
+    refused(tar_of(tmp_path / "x.tar", (info("a/f"), b"1"), (info(second), b"2")), "is there twice")
+
+
+def test_duplicate_directories_are_refused(tmp_path: Path) -> None:
+    archive = tar_of(tmp_path / "x.tar", (info("d", tarfile.DIRTYPE), b""), (info("d", tarfile.DIRTYPE), b""))
+    refused(archive, "member 'd' is there twice")
+
+
+def test_names_that_differ_in_case_or_form_alone_are_not_duplicates(tmp_path: Path) -> None:
+    names = ["f", "F", "\u00e9", "e\u0301"]
+    out = lay_out(tar_of(tmp_path / "x.tar", *((info(name), b"1") for name in names)))
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+
+
+def test_setuid_bits_do_not_come_out(tmp_path: Path) -> None:
+    member = info("f")
+    member.mode = 0o6755
+    assert stat.S_IMODE((lay_out(tar_of(tmp_path / "x.tar", (member, b"1"))) / "f").stat().st_mode) == 0o755
+
+
+def test_bomb_is_refused_by_what_it_becomes(tmp_path: Path) -> None:
+    plain = tar_of(tmp_path / "plain", (info("zeros"), bytes(8 << 20))).read_bytes()
+    (tmp_path / "plain").unlink()
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(plain, 9))
+    refused(tmp_path / "x.tar.gz", "member 'zeros' makes it .* bomb", Limits(1 << 30, free_bytes=1 << 20))
+
+
+def test_bomb_is_refused_by_what_it_declares(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("fine", b"1")
+        file.writestr("zeros", bytes(8 << 20))
+    with pytest.raises(ArchiveRefused, match="'zeros' makes it 8388609 bytes, more than 250 times"):
+        lay_out(tmp_path / "x.zip", Limits(1 << 30, free_bytes=1 << 20))
+    assert os.listdir(tmp_path / "out") == ["fine"]
+
+
+def test_sparse_bomb_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    assert os.system(f"tar -C {tmp_path} -Scf {tmp_path}/x.tar sparse") == 0
+    (tmp_path / "sparse").unlink()
+    refused(tmp_path / "x.tar", "'sparse' makes it 1099511627776 bytes")
+
+
+def test_more_than_there_is_room_for_is_refused(tmp_path: Path) -> None:
+    archive = tar_of(tmp_path / "x.tar", (info("a"), bytes(600)), (info("b"), bytes(600)))
+    refused(archive, "member 'b' makes it 1200 bytes, and there is room for 1000", Limits(1000))
+
+
+def test_too_many_members_are_refused(tmp_path: Path) -> None:
+    archive = tar_of(tmp_path / "x.tar", *((info(str(n)), b"") for n in range(5)))
+    refused(archive, "member '4' is one more than 4", Limits(1 << 30, n_members=4))
+
+
+def test_too_deep_members_are_refused(tmp_path: Path) -> None:
+    refused(tar_of(tmp_path / "x.tar", (info("d/" * 300 + "f"), b"1")), "path that is too long")
+
+
+def test_encrypted_zip_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("f", b"1")
+    plain = bytearray((tmp_path / "x.zip").read_bytes())
+    plain[plain.rindex(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "x.zip").write_bytes(plain)
+    refused(tmp_path / "x.zip", "member 'f' is encrypted")
+
+
+@pytest.mark.parametrize("ending", sorted(COMPRESSORS))
+def test_archive_cut_short_is_refused(tmp_path: Path, ending: str) -> None:
+    plain = tar_of(tmp_path / "plain", (info("f"), os.urandom(300_000))).read_bytes()
+    (tmp_path / "plain").unlink()
+    whole = COMPRESSORS[ending](plain)
+    (tmp_path / f"x.tar{ending}").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path / f"x.tar{ending}", "damaged")
+
+
+def test_damaged_zip_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("f", b"content" * 100)
+    plain = bytearray((tmp_path / "x.zip").read_bytes())
+    plain[200] ^= 1
+    (tmp_path / "x.zip").write_bytes(plain)
+    refused(tmp_path / "x.zip", "damaged.*near 'f'")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"#!/bin/sh\n" * 100, b"\x1f\x8b" + bytes(50)])
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    refused(tmp_path / "x", "damaged, or no tar")
