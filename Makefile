@@ -45,8 +45,8 @@ soak:
 	@scripts/bootstrap.sh test
 	$(AS_ROOT) $(PYTHON) -m pytest --hypothesis-profile=soak tests/model tests/crash tests/fault
 	$(AS_ROOT) env SESSFS_TEST_SNAPSHOTS=100 SESSFS_TEST_UPLOAD_MB=1000 SESSFS_TEST_NAMES=100000 \
-	    SESSFS_TEST_SCALE_FILES=100000 $(PYTHON) -m pytest tests/mount/test_remote_snapshots.py \
-	    tests/mount/test_remote_room.py tests/mount/test_remote_cost.py tests/mount/test_scale.py \
+	    SESSFS_TEST_SCALE_FILES=100000 SESSFS_TEST_IMPORT_SESSIONS=50 $(PYTHON) -m pytest tests/mount/test_remote_snapshots.py \
+	    tests/mount/test_remote_room.py tests/mount/test_remote_cost.py tests/mount/test_scale.py tests/mount/test_import.py \
 	    tests/e2e/test_chrome_remote.py
 
 # As long as you like: decoders and rules against random input.

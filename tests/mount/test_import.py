@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 SESSIONS = int(os.environ.get("SESSFS_TEST_IMPORT_SESSIONS", "6"))
 """50 make 7 GB, of which most is the same: `make soak` does that."""
+MANY = 20
+"""From so many on the profiles of the test are as large as real ones."""
 SHAPE = Shape(scripts=4, script_kib=128, records=500)
 LARGE = Shape(scripts=24, script_kib=5 << 10, records=20_000)
 CREATED_S = 300.0
@@ -79,8 +81,8 @@ def wait_for_sessions(mount: Mounted, number: int) -> None:
 
 
 def make_large_tree(root: Path, number: int) -> list[Path]:
-    """Users of about 140 MB each, five of them made, the others copies of those with a record of their own."""
-    made = make_tree(root, min(number, 5), LARGE)
+    """Users of about 140 MB each, if there are MANY; five are made, the others copies with something of their own."""
+    made = make_tree(root, min(number, 5), LARGE if number >= MANY else SHAPE)
     for n in range(len(made) + 1, number + 1):
         copy = root / f"user{n}"
         shutil.copytree(made[n % len(made)], copy, symlinks=True)
