@@ -89,6 +89,7 @@ _SQLITE = frozenset(
     b"|Web Data".split(b"|")
 )
 _LOCK_NAME = b"SingletonLock"
+_LOCKS = frozenset({_LOCK_NAME, b"SingletonCookie", b"SingletonSocket"})
 
 
 def is_json(name: bytes) -> bool:
@@ -99,6 +100,11 @@ def is_json(name: bytes) -> bool:
 def is_sqlite(name: bytes) -> bool:
     """True for databases known by their name; others are told by their header."""
     return name in _SQLITE
+
+
+def is_lock(name: bytes) -> bool:
+    """True for the symlinks of a running Chrome, which let no other start with a copy of the profile."""
+    return name in _LOCKS
 
 
 def lock_owner(name: bytes, target: bytes) -> tuple[str, int] | None:

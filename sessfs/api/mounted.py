@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from sessfs.api.records import SessionRecord
+from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Store
-from sessfs.errors import NotMounted, UsageError
+from sessfs.errors import NotMounted
 from sessfs.mount import control, preflight, syscalls
 from sessfs.sessions.trees import DirectoryTree
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from sessfs.sessions.trees import Tree
 
 ANSWER_TIMEOUT_S = 30.0
+LONG_TIMEOUT_S = 600.0
+"""A snapshot of a large session, or an upload, may take that long."""
 ANSWER_MARGIN_S = 60.0
 """The daemon keeps to a time-out itself; this much later it counts as hanging."""
 
@@ -57,18 +61,40 @@ class MountedStore(Store):
         """See Store."""
         return iter(msgspec.convert(self.call("sessions", timeout_s=None)["sessions"], list[SessionRecord]))
 
-    def has(self, name: bytes) -> bool:
+    def _has(self, name: bytes) -> bool:
         """See Store."""
-        return os.path.isdir(self._directory(name))
+        try:
+            return stat.S_ISDIR(os.stat(self._directory(name)).st_mode)
+        except FileNotFoundError:
+            return False
 
     def _directory(self, name: bytes) -> bytes:
         return os.path.join(os.fsencode(self.mountpoint), name)
 
-    def tree(self, name: bytes, at: int | None, *, steady: bool) -> Tree:
+    def _tree(self, name: bytes, at: int | None, *, steady: bool) -> Tree:
         """See Store."""
-        if at is not None:
-            raise UsageError("this mount keeps no snapshots")
-        return DirectoryTree(self._directory(name))
+        if at is None and not steady:
+            return DirectoryTree(self._directory(name))
+        view = self._ask("open_view", name, sequence=at)["view"]
+        return _View(self, os.fsencode(view))
+
+    def _ask(self, verb: str, name: bytes, **params: Any) -> dict[str, Any]:
+        return self.call(verb, {"session": os.fsdecode(name), **params}, timeout_s=LONG_TIMEOUT_S)
+
+    def _history(self, name: bytes) -> list[SnapshotRecord]:
+        return msgspec.convert(self._ask("history", name)["snapshots"], list[SnapshotRecord])
+
+    def _snapshot(self, name: bytes, mark: str) -> SnapshotRecord:
+        return msgspec.convert(self._ask("snapshot", name, mark=mark), SnapshotRecord)
+
+    def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
+        self._ask("judge", name, sequence=sequence, verdict=verdict)
+
+    def _rollback(self, name: bytes, sequence: int | None) -> SnapshotRecord:
+        return msgspec.convert(self._ask("rollback", name, sequence=sequence), SnapshotRecord)
+
+    def _clone(self, name: bytes, new_name: bytes) -> None:
+        self._ask("clone", name, new_name=os.fsdecode(new_name))
 
     def status(self) -> dict[str, Any]:
         """See Store."""
@@ -85,3 +111,20 @@ class MountedStore(Store):
         )
         sent: int = answer["uploaded_bytes"]
         return sent
+
+
+class _View(DirectoryTree):
+    """A snapshot, or the session at one instant, as the mount shows it until this is closed."""
+
+    def __init__(self, store: MountedStore, view: bytes) -> None:
+        super().__init__(os.path.join(os.fsencode(store.mountpoint), view))
+        self._store = store
+        self._view: bytes | None = view
+
+    def close(self) -> None:
+        super().close()
+        view, self._view = self._view, None
+        if view is not None:
+            # Unmounted meanwhile: the next start drops it.
+            with contextlib.suppress(NotMounted):
+                self._store.call("close_view", {"view": os.fsdecode(view)}, timeout_s=LONG_TIMEOUT_S)

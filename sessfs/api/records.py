@@ -31,6 +31,19 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """How long the oldest of it has been waiting."""
 
 
+class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One kept snapshot of a session."""
+
+    sequence: int
+    """What it is called where a snapshot is asked for; it grows with each."""
+    taken_ns: int
+    """Nanoseconds since 1970."""
+    mark: str = ""
+    """The operator's word for it; a marked one is kept until it is unmarked."""
+    verdict: str = ""
+    """"good" or "bad" once it was checked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One name in a session. Times are nanoseconds since 1970; entries of one *ino* are hard links of one another."""

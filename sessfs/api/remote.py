@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from sessfs.api.portal import Portal
-from sessfs.api.records import SessionRecord
+from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Store
 from sessfs.errors import UsageError
 from sessfs.mount.repository import read_secret, remote_settings
@@ -52,11 +52,11 @@ class RemoteStore(Store):
         """See Store: only the names are known."""
         return iter([SessionRecord(name=os.fsdecode(name)) for name in self._portal.call(self._bucket.names)])
 
-    def has(self, name: bytes) -> bool:
+    def _has(self, name: bytes) -> bool:
         """See Store."""
         return self._portal.call(self._bucket.resolve, name) is not None
 
-    def tree(self, name: bytes, at: int | None, *, steady: bool) -> Tree:
+    def _tree(self, name: bytes, at: int | None, *, steady: bool) -> Tree:
         """See Store."""
         manifest = self._portal.call(self._bucket.load, self._manifest_at(name, at))
         chunks = self._bucket.chunks(manifest)
@@ -73,6 +73,13 @@ class RemoteStore(Store):
         if latest is None or latest[0] is None:
             raise UsageError(f"session {show(name)} of {self.where} was never uploaded, or was removed")
         return latest[0]
+
+    def _history(self, name: bytes) -> list[SnapshotRecord]:
+        kept = self._portal.call(self._bucket.kept, name)
+        return [SnapshotRecord(sequence=one.sequence, taken_ns=one.taken_ns, mark=one.mark) for one in kept]
+
+    def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
+        """See Store: a remote is only read."""
 
     def status(self) -> dict[str, Any]:
         """See Store."""

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
+import sys
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import trio
 
 from sessfs import config
 from sessfs.api.portal import Portal
-from sessfs.api.records import SessionRecord
+from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Store
 from sessfs.chrome import PathClass
 from sessfs.errors import RemoteUnavailable, UsageError
 from sessfs.mount import preflight
 from sessfs.mount.reports import status_report
+from sessfs.sessions.lives import Lives
+from sessfs.sessions.trees import ManifestTree
 from sessfs.sessions.usage import list_sessions, measure_session
 from sessfs.sessions.volumetree import VolumeTree
+from sessfs.sync.history import History, manifest_chunks
+from sessfs.sync.keeping import Policy
+from sessfs.sync.local_snapshots import LocalSnapshots
 from sessfs.types import ROOT_INO, ChunkId, Ino
 from sessfs.vfs.volume import LocalChunks, RemoteHooks, Volume
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator
+    from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
     from pathlib import Path
 
     from sessfs.config import Settings
+    from sessfs.format.manifest import Manifest
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.places import Places
     from sessfs.sessions.trees import Tree
+    from sessfs.sync.history import SnapshotInfo
 
 REPOSITORY_FILE = "repository"
 """Is in a state directory that was ever mounted with a remote."""
@@ -42,9 +51,13 @@ class _ChunksHere(LocalChunks):
 
     async def fetch(self, ids: Collection[ChunkId]) -> None:
         """Raises RemoteUnavailable."""
-        raise RemoteUnavailable(
-            f"{len(ids)} chunks of this file are in the remote only: mount it, or open the remote's URL instead"
-        )
+        raise _elsewhere(len(ids))
+
+
+def _elsewhere(n_chunks: int) -> RemoteUnavailable:
+    return RemoteUnavailable(
+        f"{n_chunks} chunks of this file are in the remote only: mount it, or open the remote's URL instead"
+    )
 
 
 def _hooks(state_dir: Path) -> RemoteHooks | None:
@@ -65,9 +78,52 @@ def _bound_bytes(settings: Settings) -> int:
     return config.cache_bound_bytes(settings, free_bytes=disk.f_bavail * disk.f_frsize, used_bytes=used)
 
 
+class Opened(NamedTuple):
+    """A state directory that is open."""
+
+    volume: Volume
+    history: History
+    lives: Lives
+
+
+def _put_together(volume: Volume) -> Opened:
+    """What a mount has beside its volume, without kernel and remote. Nothing is taken by itself here, and nothing let
+    go: how many snapshots are kept is up to the mount, which knows its settings.
+    """
+
+    def keep(session: Ino) -> None:
+        return
+
+    def forget(session: Ino) -> None:
+        history.forget(session)
+
+    snapshots = LocalSnapshots(
+        volume.inodes,
+        volume.changes,
+        volume.places,
+        volume.references,
+        volume.sealer,
+        flush_kernel=trio.lowlevel.checkpoint,
+        clock_ns=time.time_ns,
+        interval_s=math.inf,
+        prune=keep,
+        forget=forget,
+    )
+    history = History(
+        volume.inodes,
+        volume.places,
+        volume.references,
+        snapshots,
+        Policy(last=sys.maxsize),
+        commit=volume.committer.commit,
+    )
+    lives = Lives(volume, history, clock_ns=time.time_ns, flush_kernel=trio.lowlevel.checkpoint)
+    return Opened(volume, history, lives)
+
+
 @asynccontextmanager
-async def opened_volume(settings: Settings) -> AsyncIterator[Volume]:
-    """The volume of the settings' state directory, running. Raises StateInUse, StateTooNew, LocalStoreError."""
+async def opened_state(settings: Settings) -> AsyncIterator[Opened]:
+    """The settings' state directory, running. Raises StateInUse, StateTooNew, LocalStoreError."""
     volume = Volume(
         settings.state_dir,
         commit_interval_s=settings.commit_interval_s,
@@ -81,7 +137,7 @@ async def opened_volume(settings: Settings) -> AsyncIterator[Volume]:
         await volume.start(os.getuid(), os.getgid())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(volume.run)
-            yield volume
+            yield _put_together(volume)
             await volume.close()
             nursery.cancel_scope.cancel()
     finally:
@@ -98,11 +154,19 @@ class StateStore(Store):
         self.where = str(settings.state_dir)
         self._settings = settings
         self._began_s = time.monotonic()
-        self._portal: Portal[Volume] = Portal(lambda: opened_volume(settings), self.where)
+        self._portal: Portal[Opened] = Portal(lambda: opened_state(settings), self.where)
 
     @property
     def _volume(self) -> Volume:
-        return self._portal.held
+        return self._portal.held.volume
+
+    @property
+    def _lives(self) -> Lives:
+        return self._portal.held.lives
+
+    @property
+    def _past(self) -> History:
+        return self._portal.held.history
 
     def close(self) -> None:
         """See Store."""
@@ -119,7 +183,7 @@ class StateStore(Store):
             found.append(SessionRecord(**msgspec.structs.asdict(usage)))
         return found
 
-    def has(self, name: bytes) -> bool:
+    def _has(self, name: bytes) -> bool:
         """See Store."""
         return self._portal.do(self._find, name) is not None
 
@@ -138,15 +202,79 @@ class StateStore(Store):
             )
         return session
 
-    def tree(self, name: bytes, at: int | None, *, steady: bool) -> Tree:
+    def _tree(self, name: bytes, at: int | None, *, steady: bool) -> Tree:
         """See Store. Nobody but this process changes anything."""
         session = self._portal.do(self._loaded, name)
-        if at is not None:
-            raise UsageError(f"session {os.fsdecode(name)} of {self.where} has no snapshot {at}")
-        return VolumeTree(self._volume, session, self._portal.call, self._portal.do)
+        if at is None:
+            return VolumeTree(self._volume, session, self._portal.call, self._portal.do)
+        manifest = self._portal.call(self._load, session, at)
+        return _PinnedTree(manifest, self._portal, lambda ids: self._portal.do(self._fetch, ids))
+
+    async def _load(self, session: Ino, at: int) -> Manifest:
+        manifest = await self._past.load(session, at)
+        self._volume.references.pin(manifest_chunks(manifest))
+        return manifest
+
+    def _fetch(self, ids: Collection[ChunkId]) -> dict[ChunkId, bytes]:
+        found = {cid: chunk for cid in ids if (chunk := self._volume.reader.find(cid)) is not None}
+        if len(found) < len(set(ids)):
+            raise _elsewhere(len(set(ids)) - len(found))
+        return found
+
+    # -- the past
+
+    def _history(self, name: bytes) -> list[SnapshotRecord]:
+        return [_record(info) for info in self._portal.do(self._list, name)]
+
+    def _list(self, name: bytes) -> list[SnapshotInfo]:
+        return self._past.list(self._loaded(name))
+
+    def _snapshot(self, name: bytes, mark: str) -> SnapshotRecord:
+        session = self._portal.do(self._loaded, name)
+        return _record(self._portal.call(self._past.take, session, mark))
+
+    def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
+        self._portal.do(self._past.judge, self._portal.do(self._loaded, name), sequence, verdict)
+
+    def _rollback(self, name: bytes, sequence: int | None) -> SnapshotRecord:
+        session = self._portal.do(self._loaded, name)
+        if sequence is None:
+            sequence = self._portal.do(self._past.newest_good, session).sequence
+        return _record(self._portal.call(self._lives.rollback, name, sequence))
+
+    def _clone(self, name: bytes, new_name: bytes) -> None:
+        self._portal.do(self._loaded, name)
+        self._portal.call(self._lives.clone, name, new_name)
+
+    def _remove(self, name: bytes) -> None:
+        self._portal.call(self._lives.remove, name)
 
     def status(self) -> dict[str, Any]:
         """See Store."""
         uptime_s = time.monotonic() - self._began_s
         report = self._portal.do(status_report, self._volume, uptime_s, {}, None, self._settings.warn_total_bytes)
         return {"state_dir": self.where, **report}
+
+
+def _record(info: SnapshotInfo) -> SnapshotRecord:
+    return SnapshotRecord(**info._asdict())
+
+
+class _PinnedTree(ManifestTree):
+    """A snapshot whose chunks stay until this is closed."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        portal: Portal[Opened],
+        fetch: Callable[[Collection[ChunkId]], Mapping[ChunkId, bytes]],
+    ) -> None:
+        super().__init__(manifest, fetch)
+        self._pinned: Manifest | None = manifest
+        self._portal = portal
+
+    def close(self) -> None:
+        super().close()
+        manifest, self._pinned = self._pinned, None
+        if manifest is not None:
+            self._portal.do(self._portal.held.volume.references.unpin, manifest_chunks(manifest))

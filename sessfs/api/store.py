@@ -9,12 +9,15 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from sessfs.api.files import open_file
-from sessfs.api.records import Entry, SessionRecord, entry_of
+from sessfs.api.records import Entry, SessionRecord, SnapshotRecord, entry_of
+from sessfs.api.treefiles import TreeFiles
 from sessfs.errors import UsageError
+from sessfs.local.reserved import is_reserved
 from sessfs.mount import syscalls
+from sessfs.sessions.checking import check_files
 from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep, check_dest, export_tree, guess_format
 from sessfs.sessions.trees import Tree, normalize
 
@@ -24,10 +27,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    from sessfs.sessions.checking_files import CheckReport
 
-RESERVED_PREFIX = b".sessfs-"
-StoreT = TypeVar("StoreT", bound="Store")
+    PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 class Store(ABC):
@@ -57,16 +59,16 @@ class Store(ABC):
     def session(self, name: PathLike) -> Session:
         """The session of that name. Raises UsageError when there is none, SessfsError when that can't be known."""
         encoded = session_name(name)
-        if not self.has(encoded):
+        if not self._has(encoded):
             raise UsageError(f"{self.where} has no session {os.fsdecode(encoded)}")
         return Session(self, encoded)
 
     @abstractmethod
-    def has(self, name: bytes) -> bool:
+    def _has(self, name: bytes) -> bool:
         """Whether there is such a session. Raises SessfsError."""
 
     @abstractmethod
-    def tree(self, name: bytes, at: int | None, *, steady: bool) -> Tree:
+    def _tree(self, name: bytes, at: int | None, *, steady: bool) -> Tree:
         """The session's tree, to be closed: as it is now, or at snapshot *at*. With *steady* nobody's changes are seen
         in it while it is read, also where that costs a snapshot. Raises UsageError when there is none.
         """
@@ -82,6 +84,32 @@ class Store(ABC):
         it has not after *timeout_s*; *progress* gets `uploaded_bytes` and `pending_bytes` meanwhile.
         """
         raise self._cannot("sync")
+
+    # -- for Session
+
+    @abstractmethod
+    def _history(self, name: bytes) -> list[SnapshotRecord]:
+        """See Session.history."""
+
+    def _snapshot(self, name: bytes, mark: str) -> SnapshotRecord:
+        """See Session.snapshot."""
+        raise self._cannot("take a snapshot")
+
+    @abstractmethod
+    def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
+        """Note what a check found; where nothing can be noted, nothing happens."""
+
+    def _rollback(self, name: bytes, sequence: int | None) -> SnapshotRecord:
+        """See Session.rollback."""
+        raise self._cannot("roll back")
+
+    def _clone(self, name: bytes, new_name: bytes) -> None:
+        """See Session.clone."""
+        raise self._cannot("clone")
+
+    def _remove(self, name: bytes) -> None:
+        """See Session.remove."""
+        raise self._cannot("remove")
 
     def _cannot(self, what: str) -> UsageError:
         return UsageError(f"{self.where} can't {what}: that takes a mount")
@@ -106,7 +134,7 @@ class Session:
 
     def walk(self, at: int | None = None) -> Iterator[Entry]:
         """Every entry, the session's own directory first, directories before what is in them; as of snapshot *at*."""
-        tree = self._store.tree(self._name, at, steady=False)
+        tree = self._store._tree(self._name, at, steady=False)
         try:
             for node in tree.walk():
                 yield entry_of(node)
@@ -122,7 +150,7 @@ class Session:
 
         Raises PosixError (ENOENT, EISDIR, ELOOP for a symlink, which is never followed), SessfsError.
         """
-        tree = self._store.tree(self._name, at, steady=False)
+        tree = self._store._tree(self._name, at, steady=False)
         try:
             return open_file(tree, normalize(os.fsencode(path)))
         except BaseException:
@@ -134,7 +162,51 @@ class Session:
         with self.open(path, at) as file:
             return file.read()
 
+    # -- the past
+
+    def history(self) -> list[SnapshotRecord]:
+        """Its kept snapshots, oldest first. Raises SessfsError."""
+        return self._store._history(self._name)
+
+    def snapshot(self, mark: str = "") -> SnapshotRecord:
+        """Take a snapshot of it as it is now; with *mark*, a word for it, it is kept for good. Raises SessfsError."""
+        return self._store._snapshot(self._name, mark)
+
+    def rollback(self, sequence: int | None = None) -> SnapshotRecord:
+        """Put a snapshot, by default the newest that was checked good, in its place; what that replaces is kept as a
+        marked one. Raises MountBusy (of a mount: DaemonError with its exit code) while a file is open, UsageError.
+        """
+        return self._store._rollback(self._name, sequence)
+
+    def check(self, at: int | None = None, on_step: Callable[[str], None] = lambda path: None) -> CheckReport:
+        """Would Chrome open it? Checks what Chrome has in it now, or had at a snapshot, where the verdict is noted.
+
+        *on_step* hears of each path before it is checked. Raises SessfsError.
+        """
+        tree = self._store._tree(self._name, at, steady=True)
+        try:
+            report = check_files(TreeFiles(tree), on_step)
+        finally:
+            tree.close()
+        if at is not None:
+            self._store._judge(self._name, at, report.verdict)
+        return report
+
     # -- as a whole
+
+    def clone(self, new_name: PathLike) -> Session:
+        """A new session with the content that this one has now; they share every chunk. Raises PosixError (EEXIST; of a
+        mount: DaemonError), SessfsError.
+        """
+        encoded = session_name(new_name)
+        self._store._clone(self._name, encoded)
+        return Session(self._store, encoded)
+
+    def remove(self) -> None:
+        """Remove it with all that is in it. Raises MountBusy (of a mount: DaemonError) while a file of it is open,
+        SessfsError.
+        """
+        self._store._remove(self._name)
 
     def export(
         self,
@@ -151,7 +223,7 @@ class Session:
         path = Path(os.path.abspath(dest))
         form = guess_format(path) if format is None else _format_of(format)
         check_dest(path, form)
-        tree = self._store.tree(self._name, at, steady=True)
+        tree = self._store._tree(self._name, at, steady=True)
         try:
             return export_tree(tree, path, form, syncfs=syscalls.syncfs, progress=progress)
         finally:
@@ -163,7 +235,7 @@ def session_name(name: PathLike) -> bytes:
     encoded = os.fsencode(name)
     if not encoded or b"/" in encoded or b"\0" in encoded or encoded in (b".", b".."):
         raise UsageError(f"{os.fsdecode(encoded)!r} is no name of a session: it is that of a directory in the mount")
-    if encoded.startswith(RESERVED_PREFIX):
+    if is_reserved(encoded):
         raise UsageError(f"{os.fsdecode(encoded)} is no session: names that begin with .sessfs- are the product's own")
     return encoded
 

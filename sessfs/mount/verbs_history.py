@@ -89,7 +89,8 @@ class HistoryVerbs:
         return {}
 
     async def _open_view(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        view = await self._lives.open_view(os.fsencode(params["session"]), params["sequence"])
+        """With `sequence` of that snapshot, without of the session as it is now."""
+        view = await self._lives.open_view(os.fsencode(params["session"]), params.get("sequence"))
         return {"view": os.fsdecode(view)}
 
     async def _close_view(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:

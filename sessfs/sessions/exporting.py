@@ -94,29 +94,15 @@ def export_tree(
     or the format can't hold the tree, SessfsError as *tree* does, OSError.
     """
     check_dest(dest, form)
-    entries = [_Entry(node, node.path) for node in tree.walk()]
+    nodes = list(tree.walk())
+    locks = {node.path for node in nodes if node.is_symlink and chrome.is_lock(os.path.basename(node.path))}
+    entries = [_Entry(node, node.path) for node in nodes if node.path not in locks]
     if form is ExportFormat.REMOTEAUTH:
         entries = _remote_auth(entries)
-    part = dest.parent / f".{dest.name[:200]}.{secrets.token_hex(4)}{PART_SUFFIX}"
+    part = dest.parent / f".{os.fsdecode(os.fsencode(dest.name)[:200])}.{secrets.token_hex(4)}{PART_SUFFIX}"
     try:
-        if form is ExportFormat.DIR:
-            part.mkdir(0o700)
-            report = _export(tree, entries, DirectoryWriter(os.fsencode(part)), dest, form, progress)
-            syncfs(str(part))
-        else:
-            with part.open("xb") as file:
-                os.chmod(part, 0o600)
-                writer = ZipWriter(file) if form in (ExportFormat.ZIP, ExportFormat.REMOTEAUTH) else None
-                report = _export(
-                    tree,
-                    entries,
-                    writer or TarWriter(file, compress=form is ExportFormat.TAR_ZST),
-                    dest,
-                    form,
-                    progress,
-                )
-                file.flush()
-                os.fsync(file.fileno())
+        with _writing(part, form, syncfs) as writer:
+            report = _export(tree, entries, writer, dest, form, progress)
         check_dest(dest, form)
         part.rename(dest)
     except BaseException:
@@ -124,6 +110,23 @@ def export_tree(
         raise
     _flush_directory(dest.parent)
     return report
+
+
+@contextlib.contextmanager
+def _writing(part: Path, form: ExportFormat, syncfs: Callable[[str], None]) -> Iterator[Writer]:
+    """A writer of the new *part*, which is on the disk when this is left without an error."""
+    if form is ExportFormat.DIR:
+        part.mkdir(0o700)
+        yield DirectoryWriter(os.fsencode(part))
+        syncfs(str(part))
+        return
+    with open(part, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        if form in (ExportFormat.ZIP, ExportFormat.REMOTEAUTH):
+            yield ZipWriter(file)
+        else:
+            yield TarWriter(file, compress=form is ExportFormat.TAR_ZST)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _remove(part: Path) -> None:

@@ -121,14 +121,15 @@ class Lives:
 
     # -- making
 
-    async def capture(self, name: bytes) -> Manifest:
-        """The session as it is now, as a full manifest without places. Its chunks are pinned until `release`. Raises
-        PosixError, StoreCorrupt, RemoteError.
+    async def capture(self, name: bytes, *, everything: bool = False) -> Manifest:
+        """The session as it is now, as a full manifest without places; *everything*: with what does not travel. Its
+        chunks are pinned until `release`. Raises PosixError, StoreCorrupt, RemoteError.
         """
         session = await self.locate(name)
         await self._flush_kernel()
         session = self.find(name)
-        draft: Draft[FrozenFile] = Draft(session, name, SessionChanges(self._clock_ns(), whole=True), None)
+        changes = SessionChanges(self._clock_ns(), whole=True)
+        draft: Draft[FrozenFile] = Draft(session, name, changes, None, everything=everything)
         try:
             cut(self._inodes, self._volume.references, draft)
             draft.frozen = self._volume.sealer.freeze(draft.hot)
@@ -285,15 +286,21 @@ class Lives:
 
     # -- views
 
-    async def open_view(self, name: bytes, sequence: int) -> bytes:
-        """Make a snapshot readable at the top-level name that is returned, until `close_view` or the next start. Raises
-        PosixError, UsageError, LocalStoreError, RemoteError.
+    async def open_view(self, name: bytes, sequence: int | None) -> bytes:
+        """Make a snapshot readable at the top-level name that is returned, until `close_view` or the next start; None:
+        the session as it is now, with all that is in it. Raises PosixError, UsageError, LocalStoreError, RemoteError.
         """
         session = await self.locate(name)
-        manifest = await self._history.load(session, sequence)
         view = VIEW_PREFIX + b"%d" % self._next_view
         self._next_view += 1
-        self.install(view, manifest)
+        if sequence is not None:
+            self.install(view, await self._history.load(session, sequence))
+        else:
+            manifest = await self.capture(name, everything=True)
+            try:
+                self.install(view, manifest)
+            finally:
+                self.release(manifest)
         await self._kernel.settled()
         return view
 

@@ -207,7 +207,7 @@ class DirectoryTree:
 
     def _opened(self, path: bytes) -> int:
         if self._open_path != path:
-            self.close()
+            self._close_file()
             try:
                 self._fd = os.open(self._absolute(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             except FileNotFoundError as exc:
@@ -220,6 +220,9 @@ class DirectoryTree:
 
     def close(self) -> None:
         """See Tree."""
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._open_path is not None:
             os.close(self._fd)
             self._open_path = None

@@ -163,7 +163,10 @@ class BucketChunks:
                 raise RemoteCorrupt(f"session {self._session}: {key}, which its manifest names, is not there") from exc
             for offset, length in frames:
                 sealed = blob.body[offset - start : offset - start + length]
-                record = open_frame(sealed, node, segment, offset, self._envelope)
+                try:
+                    record = open_frame(sealed, node, segment, offset, self._envelope)
+                except RemoteCorrupt as exc:
+                    raise RemoteCorrupt(f"session {self._session}: {exc}") from exc
                 found.update(self._take(record, key, wanted[RemotePlace(node, segment, offset, length)]))
                 await trio.lowlevel.checkpoint()
 

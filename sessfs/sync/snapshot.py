@@ -48,7 +48,17 @@ class Freezer(Protocol[FrozenT]):
 class Draft(Generic[FrozenT]):
     """One session's snapshot in the making."""
 
-    def __init__(self, session: Ino, name: bytes, changes: SessionChanges, published: Published | None) -> None:
+    def __init__(
+        self,
+        session: Ino,
+        name: bytes,
+        changes: SessionChanges,
+        published: Published | None,
+        *,
+        everything: bool = False,
+    ) -> None:
+        """With *everything* what does not travel is in it as well; such a draft is full, and never published."""
+        self.everything = everything
         self.session = session
         self.name = name
         self.changes = changes
@@ -149,7 +159,7 @@ def _walk(inodes: Inodes, draft: Draft[Any]) -> Iterator[Inode]:
             if directory == ROOT_INO and is_dir:
                 continue
             inode = inodes.get(dentry.ino)
-            if not travels(inodes, inode):
+            if not (draft.everything or travels(inodes, inode)):
                 continue
             draft.names.append(NameRecord(directory, name, inode.ino))
             if is_dir:

@@ -59,7 +59,24 @@ def make_profile(where: Path, *, odd: bool = True) -> None:
         os.setxattr(where / "Local State", "user.text", b"text")
         os.setxattr(where / "Local State", "user.bytes", b"\0\xff\n=")
         os.setxattr(where / "empty", "user.dir", b"1")
-    os.utime(where / "Default", ns=(1_600_000_000_000_000_001, 1_600_000_000_000_000_002))
+    _stamp(where)
+
+
+def _stamp(where: Path) -> None:
+    """Give everything a time of its own. A mount that caches writes is not of one mind with its kernel otherwise: the
+    kernel takes the time of the write, the daemon that of its arrival.
+    """
+    for number, path in enumerate(sorted(_paths(os.fsencode(where)), reverse=True)):
+        if path != os.fsencode(where / "Local State"):
+            now = 1_700_000_000_000_000_001 + number * 1_000_000_007
+            os.utime(path, ns=(now, now + 1), follow_symlinks=False)
+
+
+def _paths(root: bytes) -> list[bytes]:
+    found = [root]
+    for directory, names, files in os.walk(root):
+        found += [os.path.join(directory, name) for name in (*names, *files)]
+    return found
 
 
 def look(where: Path | str) -> dict[bytes, Seen]:
@@ -67,10 +84,7 @@ def look(where: Path | str) -> dict[bytes, Seen]:
     found: dict[bytes, Seen] = {}
     first: dict[int, bytes] = {}
     root = os.fsencode(where)
-    paths = [root]
-    for directory, names, files in os.walk(root):
-        paths += [os.path.join(directory, name) for name in (*names, *files)]
-    for path in sorted(paths):
+    for path in sorted(_paths(root)):
         relative = os.path.relpath(path, root) if path != root else b""
         at = os.lstat(path)
         content = None
