@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -35,13 +35,14 @@ FORMAT_KEY = "format"
 HOLDER_KEY = "holder"
 FORMAT_VERSION = 1
 STATE_VERSION = 1
-SESSION_VERSION = 1
+SESSION_VERSION = 2
 HOLDER_VERSION = 1
 REPOSITORY_ID_BYTES = 16
 CIPHER_NONE = "none"
 CIPHER_AES = "aes-256-gcm"
 
 Text = Annotated[str, msgspec.Meta(max_length=255)]
+Verdict = Literal["", "good", "bad"]
 Pid = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
 Rfc3339 = Annotated[str, msgspec.Meta(pattern=r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)\Z")]
 
@@ -182,12 +183,15 @@ def decode_state(encoded: bytes, what: str = "a node's state") -> NodeState:
 
 
 class KeptSnapshot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """An older snapshot that collection must leave alone; *mark* is the operator's word for it, or empty."""
+    """A snapshot that collection must leave alone; *mark* is the operator's word for it, or empty; *verdict* what a
+    check found, "good" or "bad", or empty.
+    """
 
     sequence: wire.Count
     taken_ns: wire.TimeNs
     manifest: ManifestRef
     mark: str = ""
+    verdict: Verdict = ""
 
 
 class SessionObject(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ import msgspec
 from sessfs.errors import RemoteCorrupt
 from sessfs.format import wire
 from sessfs.format.manifest import Manifest, ManifestRef, decode_manifest, encode_manifest
+from sessfs.format.repository import KeptSnapshot  # noqa: TC001, msgspec reads annotations at run time
 
 if TYPE_CHECKING:
     from sessfs.format.envelope import Envelope
@@ -33,7 +34,7 @@ TAIL_BYTES = 64 * 1024
 SEGMENT_MAX_BYTES = (1 << 32) - 1
 """Offsets are 32 bits; segments are closed long before."""
 CHECKPOINT_MAGIC = b"SFSCKP"
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 _NODE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NUMBERED = re.compile(rf"{NODES_PREFIX}({_NODE.pattern})/(segments|checkpoints)/([0-9a-f]{{16}})")
@@ -245,13 +246,26 @@ def footer_of(segment: bytes, node: str, number: int, envelope: Envelope) -> Foo
 # -- checkpoints
 
 
+class CheckpointKept(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Snapshots of a session that are kept, oldest first, the latest among them. Unless *complete*, the session's own
+    object may name more.
+    """
+
+    session: wire.SessionName
+    complete: bool
+    snapshots: list[KeptSnapshot]
+
+
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """As of segment *number* of *node*: (session, latest manifest or None when it was removed, sequence)."""
+    """As of segment *number* of *node*: (session, latest manifest or None when it was removed, sequence), and of those
+    that were not removed, what is kept; None where version 1 wrote it.
+    """
 
     node: wire.NodeName
     number: wire.Count
     incarnation: wire.Count
     entries: list[tuple[wire.SessionName, ManifestRef | None, wire.Count]]
+    kept: list[CheckpointKept] | None = None
 
 
 def _checkpoint_context(node: str, number: int) -> bytes:
@@ -273,7 +287,7 @@ def decode_checkpoint(encoded: bytes, node: str, number: int, envelope: Envelope
     checkpoint = wire.decode_msgpack(plain, Checkpoint, what)
     if (checkpoint.node, checkpoint.number) != (node, number):
         raise RemoteCorrupt(f"{what} is the checkpoint {checkpoint.number} of node {checkpoint.node}")
-    for name, _, _ in checkpoint.entries:
+    for name in (*(entry[0] for entry in checkpoint.entries), *(one.session for one in checkpoint.kept or ())):
         if not wire.is_session_name(name):
             raise RemoteCorrupt(f"{what} names a session {name!r}")
     return checkpoint

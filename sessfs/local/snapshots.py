@@ -77,6 +77,12 @@ class SnapshotTable:
         if self._meta.get(MANIFESTS, key) is not None:
             self._meta.delete(MANIFESTS, key)
 
+    def clear_published(self, session: Ino) -> None:
+        """Forget the entries whose manifests lie in the remote: they are another session's."""
+        for sequence, snapshot in self.entries(session):
+            if snapshot.manifest is not None:
+                self.delete(session, sequence)
+
     def last_sequence(self, session: Ino) -> int:
         """The highest that the session ever had here, 0 for none."""
         value = self._meta.get(SEQUENCES, SEQUENCE_KEY.pack(session))

@@ -108,6 +108,9 @@ class Collector:
         async with self._busy, trio.open_nursery() as nursery:
             if progress is not None:
                 nursery.start_soon(self._show, progress)
+            if not dry_run:
+                # So that what history has let go since the last one counts as let go.
+                await self._gate.checkpoint()
             report = await collect(
                 self._repository.remote.store,
                 self._repository.envelope,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sessfs.config import Settings
     from sessfs.format.manifest import ManifestRef
+    from sessfs.format.repository import KeptSnapshot
     from sessfs.mount.repository import Repository
 
 REOPEN_S = 5.0
@@ -61,6 +62,25 @@ class NodeGate:
     async def resolve(self, name: bytes) -> tuple[ManifestRef | None, int] | None:
         """See Catalogue."""
         return await self._open().resolve(name)
+
+    async def resolve_kept(self, name: bytes) -> list[KeptSnapshot]:
+        """See Catalogue."""
+        return await self._open().resolve_kept(name)
+
+    async def save_kept(self, name: bytes) -> None:
+        """See Node."""
+        await self._open().save_kept(name)
+
+    async def checkpoint(self) -> None:
+        """See Node."""
+        await self._open().checkpoint()
+
+    def touch_kept(self, name: bytes) -> None:
+        """The kept snapshots of the session changed, as its object is to say at the release. Before the node is open,
+        nothing is noted: the state directory knows.
+        """
+        if self.node is not None:
+            self.node.keeping.touched.add(name)
 
     async def iter_pages(self) -> AsyncIterator[list[bytes]]:
         """See Catalogue."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt, Unsynced
+from sessfs.local.reserved import is_view
 from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
@@ -122,6 +123,8 @@ class RemoteSide:
             keeping_policy(settings),
             commit=volume.committer.commit,
             load_remote=self._load_manifest,
+            save_remote=gate.save_kept,
+            touch_remote=gate.touch_kept,
         )
 
     async def _load_manifest(self, ref: ManifestRef) -> Manifest:
@@ -153,8 +156,11 @@ class RemoteSide:
         """
         for name, dentry in list(self._volume.inodes.iter_dentries(ROOT_INO)):
             session = dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO
-            if self._volume.places.published(session) is None:
-                log.info("%s was never published", name.decode(errors="replace"))
+            published = self._volume.places.published(session)
+            if is_view(name):
+                continue
+            if published is None or (published.manifest is None and not published.stub):
+                log.info("%s was never published, or changed without the remote", name.decode(errors="replace"))
                 self._changes.note_whole(session)
         fresh = not any(True for _ in self._volume.places.iter_published())
         try:
@@ -167,6 +173,7 @@ class RemoteSide:
         self._opened(node)
 
     def _opened(self, node: Node) -> None:
+        node.keeping.kept_of = self.history.kept_of
         outbox = self._volume.places.outbox()
         if outbox is not None:
             # Also when another node came after: then it took over what this one's state names.

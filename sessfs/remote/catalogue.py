@@ -1,34 +1,57 @@
-"""A node's catalogue: what it published since the sessions' own objects were written."""
+"""A node's catalogue: what it published since the sessions' own objects were written, and the snapshots it keeps.
+
+Which snapshots of a session are kept is in three places: its own object as of the last release, the node's last
+checkpoint, which knows of all or says that it does not, and the footers since, each manifest of which is one more.
+Where these disagree, a snapshot counts as kept.
+"""
 
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sessfs.errors import RemoteCorrupt
 from sessfs.format.manifest import ManifestRef
+from sessfs.format.repository import KeptSnapshot
 from sessfs.format.segment import checkpoint_key, decode_checkpoint
 from sessfs.remote.footers import iter_segments, read_segment_footer
 
 if TYPE_CHECKING:
     from sessfs.format.envelope import Envelope
     from sessfs.format.repository import NodeState
-    from sessfs.format.segment import Footer
+    from sessfs.format.segment import Checkpoint, Footer
     from sessfs.remote.objectstore import ObjectStore
 
 Catalogue = dict[bytes, tuple[ManifestRef | None, int]]
 """Session → its latest manifest, or None when it was removed, and the snapshot's sequence."""
 
 
-async def read_catalogue(store: ObjectStore, envelope: Envelope, state: NodeState) -> Catalogue:
+class Kept(NamedTuple):
+    """Snapshots of one session, by sequence. Unless *complete*, the session's own object may name more."""
+
+    snapshots: dict[int, KeptSnapshot]
+    complete: bool
+
+
+class Known(NamedTuple):
+    """What a node says. *former*: snapshots of sessions that were removed, or renamed, after its last checkpoint;
+    *covered*: sessions whose own objects its checkpoint supersedes, kept snapshots included.
+    """
+
+    latest: Catalogue
+    kept: dict[bytes, Kept]
+    former: list[tuple[bytes, KeptSnapshot]]
+    covered: set[bytes]
+
+
+async def read_known(store: ObjectStore, envelope: Envelope, state: NodeState) -> Known:
     """What the node knew of its sessions: its last checkpoint, and the footers of the segments since. Raises
     RemoteError; RemoteCorrupt when a segment that counts is missing.
     """
-    catalogue: Catalogue = {}
+    known = Known({}, {}, [], set())
     if state.has_checkpoint:
         blob = await store.get(checkpoint_key(state.node, state.last_checkpoint))
-        for name, ref, sequence in decode_checkpoint(blob.body, state.node, state.last_checkpoint, envelope).entries:
-            catalogue[name] = (ref, sequence)
+        _add_checkpoint(known, decode_checkpoint(blob.body, state.node, state.last_checkpoint, envelope))
     expected = state.last_checkpoint
     async with aclosing(iter_segments(store, state.node, state.last_checkpoint)) as segments:
         async for number, size in segments:
@@ -37,11 +60,36 @@ async def read_catalogue(store: ObjectStore, envelope: Envelope, state: NodeStat
             expected += 1
             if number != expected:
                 raise RemoteCorrupt(f"segment {expected} of node {state.node} is missing")
-            footer = await read_segment_footer(store, state.node, number, size, envelope)
-            catalogue |= footer_catalogue(footer, state.node, number)
+            _add_footer(known, await read_segment_footer(store, state.node, number, size, envelope), state.node, number)
     if expected < state.last_segment:
         raise RemoteCorrupt(f"segment {expected + 1} of node {state.node} is missing")
-    return catalogue
+    return known
+
+
+def _add_checkpoint(known: Known, checkpoint: Checkpoint) -> None:
+    for name, ref, sequence in checkpoint.entries:
+        known.latest[name] = (ref, sequence)
+        if ref is None and checkpoint.kept is not None:
+            known.kept[name] = Kept({}, complete=True)
+            known.covered.add(name)
+    for one in checkpoint.kept or ():
+        known.kept[one.session] = Kept({kept.sequence: kept for kept in one.snapshots}, one.complete)
+        if one.complete:
+            known.covered.add(one.session)
+
+
+def _add_footer(known: Known, footer: Footer, node: str, number: int) -> None:
+    known.latest.update(footer_catalogue(footer, node, number))
+    for entry in footer.manifests:
+        ref = ManifestRef(node, number, entry.offset, entry.length)
+        kept = known.kept.setdefault(entry.session, Kept({}, complete=False))
+        kept.snapshots[entry.sequence] = KeptSnapshot(entry.sequence, footer.created_ns, ref)
+    for name in footer.removed:
+        gone = known.kept.get(name)
+        if gone is not None:
+            known.former.extend((name, kept) for kept in gone.snapshots.values())
+        # Should the name come again, it is that of another session.
+        known.kept[name] = Kept({}, complete=True)
 
 
 def footer_catalogue(footer: Footer, node: str, number: int) -> Catalogue:

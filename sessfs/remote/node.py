@@ -32,7 +32,6 @@ from sessfs.format.repository import (
     NodeState,
     SessionObject,
     decode_holder,
-    decode_session_object,
     decode_state,
     encode_holder,
     encode_session_object,
@@ -46,7 +45,8 @@ from sessfs.format.segment import (
     session_key,
     state_key,
 )
-from sessfs.remote.catalogue import read_catalogue
+from sessfs.remote.catalogue import Known, read_known
+from sessfs.remote.keeping import Keeping, read_object
 from sessfs.remote.objectstore import iter_keys
 from sessfs.remote.parallel import for_each, over
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import ManifestRef
-    from sessfs.remote.catalogue import Catalogue
+    from sessfs.format.repository import KeptSnapshot
     from sessfs.remote.objectstore import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Node:
         identity: Identity,
         state: NodeState,
         etag: str,
-        catalogue: Catalogue,
+        inherited: Known,
         *,
         monotonic_s: Callable[[], float],
         untouched: bool,
@@ -98,7 +98,8 @@ class Node:
         self._identity = identity
         self._state = state
         self._etag = etag
-        self._catalogue = catalogue
+        self._catalogue = inherited.latest
+        self.keeping = Keeping(envelope, inherited.kept)
         self._monotonic_s = monotonic_s
         self._written_s = monotonic_s()
         self._given: dict[int, list[tuple[bytes, ManifestRef | None, int]]] = {}
@@ -216,7 +217,8 @@ class Node:
 
     async def _put_checkpoint(self, number: int) -> None:
         entries = [(name, ref, sequence) for name, (ref, sequence) in sorted(self._catalogue.items())]
-        checkpoint = Checkpoint(self.name, number, self.incarnation, entries)
+        kept = self.keeping.for_checkpoint(self._catalogue)
+        checkpoint = Checkpoint(self.name, number, self.incarnation, entries, kept)
         await self._store.put(checkpoint_key(self.name, number), encode_checkpoint(checkpoint, self._envelope))
 
     # -- publishing
@@ -246,15 +248,25 @@ class Node:
             if ref is None:
                 await self._store.delete([key])
             else:
-                record = SessionObject(name=name, holder=None, manifest=ref, sequence=sequence, kept=[])
-                await self._store.put(key, encode_session_object(record, self._envelope))
+                await self.keeping.write(self._store, name, ref, sequence)
 
-        if self._catalogue:
+        if self._catalogue or self.keeping.touched:
             # The right to write them must still be this node's.
             await self._swap()
         await for_each(over(list(self._catalogue)), settle)
+        for name in self.keeping.untold(self._catalogue):
+            await self.keeping.rewrite(self._store, name)
         await self._swap(clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False)
         self._catalogue.clear()
+        self.keeping.end()
+
+    async def save_kept(self, name: bytes) -> None:
+        """Have the remote know now which snapshots of the session are kept. Raises Fenced, RemoteError."""
+        if name in self._catalogue:
+            await self.checkpoint()
+        else:
+            await self._swap()
+            await self.keeping.rewrite(self._store, name)
 
     # -- which sessions there are
 
@@ -263,13 +275,15 @@ class Node:
         if name in self._catalogue:
             ref, sequence = self._catalogue[name]
             return None if ref is None else (ref, sequence)
-        try:
-            key = session_key(self._envelope, name)
-            blob = await self._answering.get(key)
-        except RemoteMissing:
+        record = await read_object(self._answering, self._envelope, name)
+        if record is None:
             return None
-        record = decode_session_object(blob.body, self._envelope, key)
+        self.keeping.saw(record)
         return record.manifest, record.sequence
+
+    async def resolve_kept(self, name: bytes) -> list[KeptSnapshot]:
+        """See sync.restore.Catalogue."""
+        return await self.keeping.resolve(self._answering, name)
 
     async def iter_pages(self) -> AsyncIterator[list[bytes]]:
         """See sync.restore.Catalogue."""
@@ -298,15 +312,15 @@ async def open_node(
     taken over; RemoteError otherwise.
     """
     holder, holder_etag = await _read_holder(store)
-    inherited: Catalogue = {}
+    inherited = Known({}, {}, [], set())
     untouched = holder is None or holder.node == identity.name
     if holder is not None and not untouched:
         inherited = await _take_from(store, envelope, holder, identity, take_over, stale_s)
     state, etag = await _start_incarnation(store, identity, forget=not untouched)
     if untouched:
-        inherited = await read_catalogue(store, envelope, state)
+        inherited = await read_known(store, envelope, state)
     node = Node(store, envelope, identity, state, etag, inherited, monotonic_s=monotonic_s, untouched=untouched)
-    if inherited and not untouched:
+    if inherited.latest and not untouched:
         # Before the claim: from then on nobody looks into the state of the node before.
         await node.checkpoint()
     await _claim(store, identity, state.incarnation, holder_etag)
@@ -356,17 +370,17 @@ async def _start_incarnation(store: ObjectStore, identity: Identity, *, forget: 
 
 async def _take_from(
     store: ObjectStore, envelope: Envelope, holder: Holder, identity: Identity, take_over: bool, stale_s: float
-) -> Catalogue:
+) -> Known:
     """Make sure that *holder* writes no more; its catalogue, which is empty when it released all."""
     who = f"node {holder.node} (host {holder.hostname}, process {holder.pid}, since {holder.since})"
     key = state_key(holder.node)
     try:
         blob = await store.get(key)
     except RemoteMissing:
-        return {}
+        return Known({}, {}, [], set())
     state = decode_state(blob.body, key)
     if state.clean:
-        return {}
+        return Known({}, {}, [], set())
     if state.fenced_by is None:
         if not take_over:
             raise RemoteHeld(
@@ -380,7 +394,7 @@ async def _take_from(
             await store.put_if(key, encode_state(fenced), blob.etag)
         except RemoteConflict as exc:
             raise RemoteHeld(f"the remote is held by {who}, and its heart beats: unmount it there first") from exc
-    return await read_catalogue(store, envelope, state)
+    return await read_known(store, envelope, state)
 
 
 def require_conditional_writes(conditional: bool | None, *, single_node: bool, where: str) -> None:

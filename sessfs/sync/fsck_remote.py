@@ -24,11 +24,13 @@ from sessfs.sync.fsck import Problem, Report
 from sessfs.sync.remote_index import DAMAGE, Ranges
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import Manifest
     from sessfs.format.segment import Footer
     from sessfs.remote.objectstore import ObjectStore
-    from sessfs.sync.remote_index import Progress, Root, View
+    from sessfs.sync.remote_index import Cache, Progress, Root, View
     from sessfs.types import ChunkId
 
 PARALLEL_SEGMENTS = 8
@@ -115,8 +117,8 @@ class _Check:
     # -- sessions and their manifests
 
     async def _check_sessions(self, view: View) -> None:
-        latest = [root for root in remote_index.catalogue_roots(view) if root.kind == "latest"]
-        await for_each(over(latest), self._check_root)
+        of_holder = [roots for roots in remote_index.catalogue_roots(view) if roots and roots[0].kind != "left"]
+        await for_each(over(of_holder), self._check_roots)
 
         async def check_object(key: str) -> None:
             try:
@@ -124,22 +126,29 @@ class _Check:
             except DAMAGE as exc:
                 self._report_object(key, exc)
                 return
-            for root in remote_index.session_roots(view, record, key) if record is not None else ():
-                await self._check_root(root)
+            if record is not None:
+                await self._check_roots(remote_index.session_roots(view, record, key))
 
         await for_each(remote_index.iter_session_keys(self._store), check_object)
 
-    async def _check_root(self, root: Root) -> None:
+    async def _check_roots(self, roots: Iterable[Root]) -> None:
+        """Check manifests of one session."""
+        cache: Cache = {}
+        for root in roots:
+            await self._check_root(root, cache)
+
+    async def _check_root(self, root: Root, cache: Cache) -> None:
         self._step("snapshots")
         number = len(self._roots)
         self._roots.append(root)
         try:
-            chain = await remote_index.read_chain(self._store, self._envelope, root.ref)
+            chain = await remote_index.read_chain(self._store, self._envelope, root.ref, cache)
             merged = remote_index.merge_chain(chain)
         except DAMAGE as exc:
             self._report("manifest", root, "", str(exc))
             return
-        if merged.session != root.session:
+        # A kept one may be of the time before the session was renamed.
+        if merged.session != root.session and root.kind == "latest":
             self._report("manifest", root, "", f"{root.where} names a manifest of session {_show(merged.session)}")
         self._check_tree(root, merged)
         self._counts["manifests"] += len(chain)
@@ -272,7 +281,7 @@ class _Check:
 
     def _notes(self, view: View) -> list[str]:
         notes = []
-        if view.holder is not None and view.holder.node in view.catalogues:
+        if view.holder is not None and view.holder.node in view.known:
             notes.append(f"node {view.holder.node} (host {view.holder.hostname}) has the remote mounted")
         if view.inventory.strangers:
             strangers = view.inventory.strangers

@@ -212,14 +212,13 @@ class _Run:
         """Mark from every manifest that the bucket names."""
         await for_each(
             over(remote_index.catalogue_roots(view)),
-            lambda root: self._live.mark(self._store, self._envelope, root),
+            lambda roots: self._live.mark(self._store, self._envelope, roots),
         )
 
         async def mark_session(key: str) -> None:
             record = await remote_index.read_session(self._store, self._envelope, key)
             if record is not None:
-                for root in remote_index.session_roots(view, record, key):
-                    await self._live.mark(self._store, self._envelope, root)
+                await self._live.mark(self._store, self._envelope, remote_index.session_roots(view, record, key))
             self._n_sessions += 1
             if self._progress is not None and self._n_sessions % 100 == 0:
                 self._progress("sessions", self._n_sessions)
@@ -288,7 +287,7 @@ class _Run:
         catalogue = footer_catalogue(footer, segment.node, segment.number)
         for name, (ref, _) in catalogue.items():
             if ref is not None:
-                await self._live.mark(self._store, self._envelope, Root(name, ref, "latest", segment_key(*segment)))
+                await self._live.mark(self._store, self._envelope, [Root(name, ref, "latest", segment_key(*segment))])
 
     # -- what is done
 

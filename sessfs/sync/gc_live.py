@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from sessfs.format.envelope import Envelope
-    from sessfs.format.manifest import ManifestRef
+    from sessfs.format.manifest import Manifest, ManifestRef
     from sessfs.remote.objectstore import ObjectStore
-    from sessfs.sync.remote_index import Root, View
+    from sessfs.sync.remote_index import Cache, Root, View
     from sessfs.types import ChunkId
 
 REWRITE_MAX_BYTES = 64 << 20
@@ -38,26 +38,40 @@ class Liveness:
         self.latest: dict[bytes, ManifestRef] = {}
         self._users: dict[SegmentRef, set[bytes]] = {}
         self._fixed: set[SegmentRef] = set()
-        """Segments that a kept snapshot or a replaced node refers to: those manifests nobody can publish anew."""
-
-    async def mark(self, store: ObjectStore, envelope: Envelope, root: Root) -> None:
-        """Everything that *root* refers to is live: the records of its chain, and every frame in which whoever loads it
-        would place a chunk.
+        """Segments that a replaced node refers to: its manifests nobody can publish anew. Nor can those of kept
+        snapshots; but their time comes, and what is live then should not be what keeps the segment.
         """
-        chain = await remote_index.read_chain(store, envelope, root.ref)
-        if root.kind == "latest":
-            self.latest[root.session] = root.ref
-        for ref, _ in chain:
-            self._add(SegmentRef(ref.node, ref.segment), ref.offset, ref.length, root)
-        merged = remote_index.merge_chain(chain)
-        for frame in merged.frames:
-            self._add(merged.segments[frame.segment], frame.offset, frame.length, root)
 
-    def _add(self, segment: SegmentRef, offset: int, length: int, root: Root) -> None:
+    async def mark(self, store: ObjectStore, envelope: Envelope, roots: Iterable[Root]) -> None:
+        """Everything that *roots*, manifests of one session, refer to is live: the records of their chains, and every
+        frame in which whoever loads them would place a chunk.
+        """
+        cache: Cache = {}
+        marked: set[ManifestRef] = set()
+        for root in roots:
+            chain = await remote_index.read_chain(store, envelope, root.ref, cache)
+            if root.kind == "latest":
+                self.latest[root.session] = root.ref
+                self._mark_frames(remote_index.merge_chain(chain), root)
+            for ref, manifest in chain:
+                if root.kind != "kept" or ref not in marked:
+                    self.add(SegmentRef(ref.node, ref.segment), ref.offset, ref.length, root)
+                    if root.kind != "latest":
+                        # Merging each of them would take long, and what it saves lives in the latest mostly.
+                        self._mark_frames(manifest, root)
+                if root.kind == "kept":
+                    marked.add(ref)
+
+    def _mark_frames(self, manifest: Manifest, root: Root) -> None:
+        for frame in manifest.frames:
+            self.add(manifest.segments[frame.segment], frame.offset, frame.length, root)
+
+    def add(self, segment: SegmentRef, offset: int, length: int, root: Root) -> None:
+        """*root* refers to those bytes of *segment*."""
         self.ranges.setdefault(segment, Ranges()).add(offset, length)
         if root.kind == "latest":
             self._users.setdefault(segment, set()).add(root.session)
-        else:
+        elif root.kind == "left":
             self._fixed.add(segment)
 
     def live_bytes(self, segment: SegmentRef) -> int:
@@ -67,12 +81,12 @@ class Liveness:
 
     def find_mostly_dead(self, sizes: Mapping[SegmentRef, int], live_share: float) -> list[SegmentRef]:
         """Of the segments with *sizes* in bytes, those of which less than *live_share* is live, the least live first;
-        REWRITE_MAX_BYTES of live bytes in all, and none that is fixed.
+        REWRITE_MAX_BYTES of live bytes in all; none that is fixed, or that only kept snapshots need.
         """
         found = []
         for ref, size in sizes.items():
             live = self.live_bytes(ref)
-            if 0 < live < size * live_share and ref not in self._fixed:
+            if 0 < live < size * live_share and ref in self._users and ref not in self._fixed:
                 found.append((live / size, ref, live))
         chosen: list[SegmentRef] = []
         left = REWRITE_MAX_BYTES
@@ -100,4 +114,4 @@ def is_over(ref: SegmentRef, view: View) -> bool:
     state = view.states.get(ref.node)
     if state is None or ref.number > state.last_segment:
         return False
-    return ref.node not in view.catalogues or ref.number < state.last_checkpoint
+    return ref.node not in view.known or ref.number < state.last_checkpoint

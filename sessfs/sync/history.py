@@ -16,6 +16,7 @@ import trio
 from sessfs.errors import SessfsError, StoreCorrupt, UsageError
 from sessfs.format.manifest import Manifest, ManifestRef, decode_manifest, merge
 from sessfs.format.recipe import Recipe
+from sessfs.format.repository import KeptSnapshot, Verdict
 from sessfs.local.snapshots import Snapshot
 from sessfs.types import ROOT_INO
 
@@ -47,6 +48,7 @@ class SnapshotInfo(NamedTuple):
 
 Infos = list[SnapshotInfo]
 Entries = list[tuple[int, Snapshot]]
+Kept = list[KeptSnapshot]
 
 
 class Snapshotter(Protocol):
@@ -70,6 +72,10 @@ def manifest_chunks(manifest: Manifest) -> Iterator[ChunkId]:
             yield from Recipe(record.recipe).iter_chunks()
 
 
+def _verdict(text: str) -> Verdict:
+    return "good" if text == GOOD else "bad" if text == BAD else ""
+
+
 class History:
     """Snapshots of one volume. The request loop alone."""
 
@@ -84,8 +90,11 @@ class History:
         commit: Callable[[], Awaitable[None]],
         load_remote: Callable[[ManifestRef], Awaitable[Manifest]] | None = None,
         save_remote: Callable[[bytes], Awaitable[None]] | None = None,
+        touch_remote: Callable[[bytes], None] = lambda name: None,
     ) -> None:
-        """*load_remote* reads a full manifest from the remote; *save_remote* has it know of the marks of a session."""
+        """*load_remote* reads a full manifest from the remote; *save_remote* has it know now what of a session is kept,
+        *touch_remote* at the release at the latest.
+        """
         self._inodes = inodes
         self._table = places.snapshots
         self._places = places
@@ -95,6 +104,7 @@ class History:
         self._commit = commit
         self._load_remote = load_remote
         self._save_remote = save_remote
+        self._touch_remote = touch_remote
 
     @property
     def busy(self) -> trio.Lock:
@@ -174,6 +184,20 @@ class History:
         encoded = self._table.load_manifest(session, sequence)
         return decode_manifest(encoded, f"snapshot {sequence} of session {self._name(session)}")
 
+    def kept_of(self, name: bytes) -> Kept | None:
+        """What the remote is to keep of the session, oldest first; None when the session is not here, or not known to
+        be published.
+        """
+        dentry = self._inodes.find_dentry(ROOT_INO, name)
+        published = self._places.published(dentry.ino) if dentry is not None else None
+        if dentry is None or published is None or published.manifest is None or published.name != name:
+            return None
+        return [
+            KeptSnapshot(sequence, one.taken_ns, ManifestRef(*one.manifest), one.mark, _verdict(one.verdict))
+            for sequence, one in self._entries(dentry.ino)
+            if one.manifest is not None
+        ]
+
     # -- changing
 
     async def take(self, session: Ino, mark: str = "") -> SnapshotInfo:
@@ -211,6 +235,9 @@ class History:
         self.get(session, sequence)
         snapshot = msgspec.structs.replace(self._find(session, sequence), **changes)
         self._table.put(session, sequence, snapshot)
+        name = self._inodes.find_session_name(session)
+        if name is not None:
+            self._touch_remote(name)
 
     async def _save(self, session: Ino) -> None:
         name = self._inodes.find_session_name(session)

@@ -35,7 +35,7 @@ from sessfs.format.segment import (
     session_key,
     state_key,
 )
-from sessfs.remote.catalogue import read_catalogue
+from sessfs.remote.catalogue import read_known
 from sessfs.remote.footers import read_segment_footer
 from sessfs.remote.objectstore import LIST_PAGE, iter_keys
 from sessfs.remote.parallel import for_each, over
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator
 
     from sessfs.format.envelope import Envelope
-    from sessfs.remote.catalogue import Catalogue
+    from sessfs.format.repository import KeptSnapshot
+    from sessfs.remote.catalogue import Catalogue, Known
     from sessfs.remote.objectstore import ObjectStore
 
     Progress = Callable[[str, int], None]
@@ -80,13 +81,24 @@ class View(NamedTuple):
     holder_etag: str | None
     states: dict[str, NodeState]
     etags: dict[str, str]
-    catalogues: dict[str, Catalogue]
-    """Of nodes that did not release all, as far as they count."""
+    known: dict[str, Known]
+    """What nodes say that did not release all, as far as they count."""
 
     @property
     def truth(self) -> Catalogue:
         """The holder's catalogue, which is above the sessions' own objects."""
-        return self.catalogues.get(self.holder.node, {}) if self.holder is not None else {}
+        known = self._of_holder
+        return known.latest if known is not None else {}
+
+    @property
+    def covered(self) -> set[bytes]:
+        """Sessions of which the holder says what is kept: their own objects count no more."""
+        known = self._of_holder
+        return known.covered if known is not None else set()
+
+    @property
+    def _of_holder(self) -> Known | None:
+        return self.known.get(self.holder.node) if self.holder is not None else None
 
 
 class Root(NamedTuple):
@@ -206,7 +218,7 @@ async def read_view(
             raise RemoteCorrupt(f"{state_key(node)} is the state of node {state.node}")
         is_holder = holder is not None and holder.node == node
         if not state.clean and (is_holder or counts(state)):
-            view.catalogues[node] = await read_catalogue(store, envelope, state)
+            view.known[node] = await read_known(store, envelope, state)
 
     async def try_node(node: str) -> None:
         try:
@@ -256,32 +268,52 @@ async def read_session(store: ObjectStore, envelope: Envelope, key: str) -> Sess
     return record
 
 
-def catalogue_roots(view: View) -> Iterator[Root]:
-    """The manifests that the nodes' catalogues name."""
-    for node, catalogue in view.catalogues.items():
-        kind = "latest" if view.holder is not None and node == view.holder.node else "left"
-        for name, (ref, _) in catalogue.items():
-            if ref is not None:
-                yield Root(name, ref, kind, f"the catalogue of node {node}")
+def catalogue_roots(view: View) -> Iterator[list[Root]]:
+    """The manifests that nodes' catalogues name, those of one session together."""
+    for node, known in view.known.items():
+        is_holder = view.holder is not None and node == view.holder.node
+        where = f"the catalogue of node {node}"
+        former: dict[bytes, list[KeptSnapshot]] = {}
+        for name, kept in known.former:
+            former.setdefault(name, []).append(kept)
+        for name in dict.fromkeys((*known.latest, *known.kept, *former)):
+            latest = known.latest.get(name, (None, 0))[0]
+            roots = [] if latest is None else [Root(name, latest, "latest" if is_holder else "left", where)]
+            snapshots = [*former.get(name, ()), *(known.kept[name].snapshots.values() if name in known.kept else ())]
+            kind = "kept" if is_holder else "left"
+            yield roots + [Root(name, one.manifest, kind, where) for one in snapshots if one.manifest != latest]
 
 
 def session_roots(view: View, record: SessionObject, key: str) -> Iterator[Root]:
-    """The manifests that a session object names, but for one that the holder's catalogue supersedes."""
-    if record.manifest is not None and record.name not in view.truth:
-        yield Root(record.name, record.manifest, "latest", key)
+    """The manifests that a session object names, but for those that the holder's catalogue supersedes."""
+    latest = record.manifest if record.name not in view.truth else None
+    if latest is not None:
+        yield Root(record.name, latest, "latest", key)
+    if record.name in view.covered:
+        return
     for kept in record.kept:
-        yield Root(record.name, kept.manifest, "kept", key)
+        if kept.manifest != latest:
+            yield Root(record.name, kept.manifest, "kept", key)
 
 
-async def read_chain(store: ObjectStore, envelope: Envelope, ref: ManifestRef) -> list[tuple[ManifestRef, Manifest]]:
+Cache = dict[ManifestRef, Manifest]
+"""Manifests that were read already: snapshots of one session build upon the same ones."""
+
+
+async def read_chain(
+    store: ObjectStore, envelope: Envelope, ref: ManifestRef, cache: Cache | None = None
+) -> list[tuple[ManifestRef, Manifest]]:
     """The manifest at *ref* and those it builds upon, the full one last. Raises RemoteError."""
+    cache = {} if cache is None else cache
     chain: list[tuple[ManifestRef, Manifest]] = []
     at: ManifestRef | None = ref
     while at is not None:
         if len(chain) > MAX_DEPTH + 1:
             raise RemoteCorrupt(f"manifest {ref} has more than {MAX_DEPTH} bases")
-        blob = await store.get(segment_key(at.node, at.segment), at.offset, at.length)
-        manifest = open_manifest(blob.body, at, envelope)
+        manifest = cache.get(at)
+        if manifest is None:
+            blob = await store.get(segment_key(at.node, at.segment), at.offset, at.length)
+            manifest = cache[at] = open_manifest(blob.body, at, envelope)
         chain.append((at, manifest))
         at = manifest.base
     return chain

@@ -16,6 +16,7 @@ from sessfs.errors import RemoteCorrupt
 from sessfs.format.manifest import Manifest, ManifestRef, chunk_places, merge, split_ids
 from sessfs.format.segment import open_manifest, segment_key
 from sessfs.local.places import Published
+from sessfs.local.snapshots import Snapshot
 from sessfs.sync.installing import Installer, make_session
 from sessfs.sync.snapshot import MAX_DEPTH
 from sessfs.types import ROOT_INO, ChunkId, Ino
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sessfs.format.envelope import Envelope
+    from sessfs.format.repository import KeptSnapshot
     from sessfs.local.chunkstore import References
     from sessfs.local.inodes import Inodes
     from sessfs.local.places import Places
@@ -40,6 +42,9 @@ class Catalogue(Protocol):
 
     async def resolve(self, name: bytes) -> tuple[ManifestRef | None, int] | None:
         """(latest manifest, sequence) of the session, None when the remote has no such session. Raises RemoteError."""
+
+    async def resolve_kept(self, name: bytes) -> list[KeptSnapshot]:
+        """The kept snapshots of the session, oldest first. Raises RemoteError."""
 
     def iter_pages(self) -> AsyncIterator[list[bytes]]:
         """All session names, page by page. Raises RemoteError."""
@@ -220,10 +225,12 @@ class SessionDirectory:
             )
             self._rename(name, kept)
             self._places.set_published(session, None)
+            self._places.snapshots.clear_published(session)
             changes.note_whole(session)
         else:
             self._drop_tree(session)
             self._places.set_published(session, None)
+            self._places.snapshots.clear_published(session)
         if found is not None:
             self._add_stub(name)
 
@@ -285,8 +292,12 @@ class SessionDirectory:
             name = published.name if published is not None else b""
             found = await self._catalogue.resolve(name)
             if found is not None and found[0] is not None:
+                kept = await self._catalogue.resolve_kept(name)
                 manifest = await load_manifest(self._store, self._envelope, found[0])
                 self._install(session, name, manifest, found[0])
+                for one in kept:
+                    snapshot = Snapshot(one.taken_ns, one.manifest, one.mark, one.verdict, name=name)
+                    self._places.snapshots.put(session, one.sequence, snapshot)
             else:
                 # Announced by a node that never published it: an empty session.
                 self._places.set_published(session, Published(name, found[1] if found else 0, None))
@@ -299,7 +310,10 @@ class SessionDirectory:
             # Also over a place that is known: that one may be in a segment that was collected meanwhile.
             self._places.set(segment.node, segment.number, offset, length, [cid])
         # Inode numbers here are other than in the manifest, so a delta can't build upon it: the next one is full.
-        published = Published(name, manifest.sequence, (ref.node, ref.segment, ref.offset, ref.length), MAX_DEPTH)
+        place = (ref.node, ref.segment, ref.offset, ref.length)
+        published = Published(name, manifest.sequence, place, MAX_DEPTH, taken_ns=manifest.taken_ns)
         self._places.set_published(session, published)
+        if session != ROOT_INO:
+            self._places.snapshots.put(session, manifest.sequence, Snapshot(manifest.taken_ns, place, name=name))
         self._places.set_startup(session, manifest.startup)
         self.loaded.append((session, split_ids(manifest.startup)))

@@ -38,7 +38,8 @@ class World:
         self.random = random.Random(seed)
         self.now_s = 1_000_000_000.0
         self.store = MemoryStore(now_s=lambda: self.now_s)
-        self.writers = [Writer(self.store, f"n{i}", lambda: self.now_s) for i in range(3)]
+        keep = self.random.choice([0, 0, 1, 3])
+        self.writers = [Writer(self.store, f"n{i}", lambda: self.now_s, keep=keep) for i in range(3)]
         self.at = self.writers[0]
         self.n_runs = 0
         self.n_deleted = 0
@@ -139,8 +140,7 @@ class World:
         async for key in iter_session_keys(self.store):
             record = await read_session(self.store, PLAIN, key)
             assert record is not None
-            for root in session_roots(view, record, key):
-                await live.mark(self.store, PLAIN, root)
+            await live.mark(self.store, PLAIN, session_roots(view, record, key))
         for ref in view.inventory.segments:
             assert ref in live.ranges or ref.number > view.states[ref.node].last_segment
         assert all(ref.number >= view.states[ref.node].last_checkpoint for ref in view.inventory.checkpoints)

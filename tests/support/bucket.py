@@ -22,6 +22,7 @@ from sessfs.format.manifest import (
     pack_places,
 )
 from sessfs.format.recipe import Recipe, encode_extent
+from sessfs.format.repository import KeptSnapshot
 from sessfs.format.segment import SegmentBuilder, open_frame, segment_key
 from sessfs.local.chunkstore import decode_frame_record, encode_frame_record
 from sessfs.remote.node import Identity, open_node
@@ -61,7 +62,12 @@ def cid_of(content: bytes) -> ChunkId:
 class Writer:
     """One state directory. `start` before anything else, `kill` or `release` to end."""
 
-    def __init__(self, store: ObjectStore, name: str, now_s: Callable[[], float], envelope: Envelope = PLAIN) -> None:
+    def __init__(
+        self, store: ObjectStore, name: str, now_s: Callable[[], float], envelope: Envelope = PLAIN, keep: int = 0
+    ) -> None:
+        """*keep*: how many of the last snapshots of each session are kept."""
+        self._keep_last = keep
+        self._kept: dict[bytes, list[KeptSnapshot]] = {}
         self._store = store
         self._envelope = envelope
         self._now_s = now_s
@@ -91,8 +97,9 @@ class Writer:
         node = await open_node(
             self._store, self._envelope, identity, take_over=take_over, stale_s=0.0, monotonic_s=lambda: 0.0
         )
+        node.keeping.kept_of = self._kept_of
         if not node.untouched:
-            self.sessions, self.dirty, self._published = {}, set(), {}
+            self.sessions, self.dirty, self._published, self._kept = {}, set(), {}, {}
         missing = await missing_segments(self._store, {place[0] for place in self.places.values()})
         for cid, place in list(self.places.items()):
             if place[0] in missing:
@@ -102,7 +109,13 @@ class Writer:
                 self.dirty |= {name for name, files in self.sessions.items() if cid in _chunks_of(files)}
         if not node.untouched:
             await self._load_all()
+            self._kept = {name: await node.resolve_kept(name) for name in self._published} if self._keep_last else {}
         self.node = node
+
+    def _kept_of(self, name: bytes) -> list[KeptSnapshot] | None:
+        if not self._keep_last:
+            return []
+        return self._kept[name][-self._keep_last :] if name in self._kept else None
 
     async def _fetch(self, cid: ChunkId, place: Place) -> None:
         if segment_key(*place[0]) in {e.key for e in await self._store.list_page(segment_key(*place[0]), "", 1)}:
@@ -226,8 +239,11 @@ class Writer:
         entries = [(name, ref, sequence) for name, (ref, _, sequence, _) in published.items()]
         await node.publish(number, [*entries, *((name, None, 0) for name in gone)])
         self._published.update(published)
+        for name, ref, sequence in entries:
+            self._kept.setdefault(name, []).append(KeptSnapshot(sequence, int(self._now_s() * 1e9), ref))
         for name in gone:
             del self._published[name]
+            self._kept.pop(name, None)
         self.places.update(fresh)
         self._pins.clear()
 
@@ -323,7 +339,7 @@ async def read_frame(store: ObjectStore, envelope: Envelope, place: Place) -> di
 async def read_all(store: ObjectStore, envelope: Envelope = PLAIN) -> list[tuple[Root, Manifest]]:
     """Every manifest that counts, whole. Fails when one can't be read."""
     view = await read_view(store, envelope)
-    roots = [root for root in catalogue_roots(view) if root.kind == "latest"]
+    roots = [root for roots in catalogue_roots(view) for root in roots if root.kind != "left"]
     async for key in iter_session_keys(store):
         record = await read_session(store, envelope, key)
         assert record is not None

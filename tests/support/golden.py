@@ -28,8 +28,8 @@ from sessfs.format.repository import (
     encode_state,
     new_format,
 )
-from sessfs.format.segment import Checkpoint, SegmentBuilder, encode_checkpoint
-from sessfs.local import changes, chunkstore, inodes, places
+from sessfs.format.segment import Checkpoint, CheckpointKept, SegmentBuilder, encode_checkpoint
+from sessfs.local import changes, chunkstore, inodes, places, snapshots
 from sessfs.local.chunkstore import encode_frame_record
 from sessfs.local.inodes import Inode
 from sessfs.types import Ino
@@ -168,6 +168,24 @@ STATE = NodeState(
 SESSION = SessionObject(
     b"user-1", (NODE, 3), REF, 13, [KeptSnapshot(7, 5, REF, "before the update"), KeptSnapshot(9, 6, REF)]
 )
+SESSION_2 = SessionObject(
+    b"user-1",
+    None,
+    REF,
+    13,
+    [
+        KeptSnapshot(7, 5, REF, "before the update", "good"),
+        KeptSnapshot(9, 6, REF, "", "bad"),
+        KeptSnapshot(13, 7, REF),
+    ],
+)
+CHECKPOINT_2 = Checkpoint(
+    NODE,
+    7,
+    3,
+    CHECKPOINT.entries,
+    [CheckpointKept(b".", False, []), CheckpointKept(b"user-1", True, SESSION_2.kept)],
+)
 HOLDER = Holder(NODE, 3, "host", 4711, "2026-02-03T04:05:06Z")
 
 
@@ -191,6 +209,8 @@ def local_inode() -> Inode:
 
 PUBLISHED = places.Published(b"user-1", 13, (NODE, 7, 1234, 567), 1, 2000, 567)
 STUB = places.Published(b"user-2", 0, None, stub=True)
+SNAPSHOT = snapshots.Snapshot(1_700_000_000_000_000_003, None, "word", "good", 12, 1, True, b"user-1")
+UPLOADED_SNAPSHOT = snapshots.Snapshot(1_700_000_000_000_000_003, (NODE, 7, 1234, 567))
 OUTBOX = places.Outbox(3, 7, [(7, 8, 99, CHUNKS[0] + CHUNKS[1])], [(40, PUBLISHED)], [50])
 
 
@@ -219,6 +239,17 @@ def local_records() -> dict[str, str]:
     return {name: record.hex() for name, record in records.items()}
 
 
+def later_local_records() -> dict[str, str]:
+    """Those that came after the first version."""
+    records = {
+        "snapshots key": snapshots.SNAPSHOT_KEY.pack(40, 13),
+        "snapshots value": msgspec.msgpack.encode(SNAPSHOT),
+        "snapshots value of an uploaded one": msgspec.msgpack.encode(UPLOADED_SNAPSHOT),
+        "sequences value": snapshots.SEQUENCE.pack(13),
+    }
+    return {name: record.hex() for name, record in records.items()}
+
+
 def _json(content: object) -> bytes:
     return json.dumps(content, indent=1).encode() + b"\n"
 
@@ -231,6 +262,9 @@ FILES: dict[str, Callable[[], bytes]] = {
     **{f"session-{kind}.json": lambda e=e: encode_session_object(SESSION, e) for kind, e in ENVELOPES.items()},
     **{f"segment-{kind}.bin": lambda e=e: segment(e) for kind, e in ENVELOPES.items()},
     **{f"checkpoint-{kind}.bin": lambda e=e: encode_checkpoint(CHECKPOINT, e) for kind, e in ENVELOPES.items()},
+    **{f"session2-{kind}.json": lambda e=e: encode_session_object(SESSION_2, e) for kind, e in ENVELOPES.items()},
+    **{f"checkpoint2-{kind}.bin": lambda e=e: encode_checkpoint(CHECKPOINT_2, e) for kind, e in ENVELOPES.items()},
+    "local2.json": lambda: _json(later_local_records()),
     "names.json": lambda: _json(
         {name.hex(): {kind: e.seal_name(name) for kind, e in ENVELOPES.items()} for name in NAMES}
     ),

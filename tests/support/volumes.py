@@ -15,16 +15,19 @@ from hypothesis import settings
 from sessfs.chrome import PathClass
 from sessfs.format.envelope import PlainEnvelope
 from sessfs.remote.node import Identity, open_node
+from sessfs.sessions.lives import Lives
 from sessfs.sync.fetch import RemoteChunks
 from sessfs.sync.fsck import check_state
-from sessfs.sync.restore import SessionDirectory
+from sessfs.sync.history import History
+from sessfs.sync.keeping import Policy
+from sessfs.sync.restore import SessionDirectory, load_manifest
 from sessfs.sync.writeback import Writeback
 from sessfs.types import ROOT_INO, Ino
 from sessfs.vfs.namespace import Owner
 from sessfs.vfs.volume import RemoteHooks, Volume
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
     from pathlib import Path
 
     from sessfs.local.chunkstore import ChunkReader, References
@@ -39,6 +42,7 @@ HASH_KEY = bytes(range(32))
 SMALL_MAPS = (1 << 17, 1 << 18)
 """So small that a test makes them grow."""
 NEVER_S = 1e6
+ONLY_LATEST = Policy(1, 0, 0)
 
 
 def examples(usual: int) -> int:
@@ -285,6 +289,7 @@ class Machine(Box):
         chunks: RemoteChunks,
         store: ObjectStore,
         crash_point: Callable[[str], None],
+        policy: Policy,
     ) -> None:
         super().__init__(box.volume, box.clock, box.path)
         volume = box.volume
@@ -319,8 +324,38 @@ class Machine(Box):
             prepare=self.sessions.verify_all,
             clock_ns=self.clock.ns,
             interval_s=NEVER_S,
+            done=self._done,
             crash_point=crash_point,
         )
+        self.history = History(
+            volume.inodes,
+            volume.places,
+            volume.references,
+            self.writeback,
+            policy,
+            commit=volume.committer.commit,
+            load_remote=lambda ref: load_manifest(store, PlainEnvelope(), ref),
+            save_remote=node.save_kept,
+            touch_remote=node.keeping.touched.add,
+        )
+        node.keeping.kept_of = self.history.kept_of
+        self.lives = Lives(
+            volume,
+            self.history,
+            clock_ns=self.clock.ns,
+            flush_kernel=trio.lowlevel.checkpoint,
+            reach=self._reach,
+            crash_point=crash_point,
+        )
+
+    async def _reach(self, name: bytes) -> None:
+        await self.load(name)
+
+    def _done(self, published: Sequence[Ino], removed: Sequence[Ino]) -> None:
+        for session in published:
+            self.history.prune(session)
+        for session in removed:
+            self.history.forget(session)
 
     async def publish(self) -> None:
         await self.writeback.publish()
@@ -362,6 +397,7 @@ async def open_machine(
     clock: Clock | None = None,
     crash_point: Callable[[str], None] = lambda name: None,
     seal_idle_s: float = NEVER_S,
+    policy: Policy = ONLY_LATEST,
 ) -> AsyncIterator[Machine]:
     """A mount with a remote, as the daemon opens and closes it; *release* False leaves it unpublished, as a kill does
     (though the state is closed).
@@ -383,7 +419,7 @@ async def open_machine(
             stale_s=0.01,
             monotonic_s=clock.s,
         )
-        machine = Machine(box, node, made[0], store, crash_point)
+        machine = Machine(box, node, made[0], store, crash_point, policy)
         _start(machine)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(machine.chunks.run, machine.volume.sealer)
@@ -399,7 +435,8 @@ def _start(machine: Machine) -> None:
     volume, node = machine.volume, machine.node
     for name, dentry in list(volume.inodes.iter_dentries(ROOT_INO)):
         session = dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO
-        if volume.places.published(session) is None:
+        published = volume.places.published(session)
+        if published is None or (published.manifest is None and not published.stub):
             assert name
             machine.changes.note_whole(session)
     outbox = volume.places.outbox()

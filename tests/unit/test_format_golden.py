@@ -24,7 +24,7 @@ from sessfs.format.repository import (
     open_format,
 )
 from sessfs.format.segment import Footer, decode_checkpoint, footer_of, open_frame, open_manifest
-from sessfs.local import changes, chunkstore, inodes, places
+from sessfs.local import changes, chunkstore, inodes, places, snapshots
 from sessfs.local.chunkstore import decode_frame_record
 from sessfs.local.inodes import Inode, decode_inode
 from sessfs.types import Ino
@@ -104,8 +104,20 @@ def test_checkpoint(kind: str) -> None:
 def test_session_object(kind: str) -> None:
     body = golden.read(f"session-{kind}.json")
     assert decode_session_object(body, _envelope(kind)) == golden.SESSION
+
+
+@each_kind
+def test_session_object_of_version_2(kind: str) -> None:
+    body = golden.read(f"session2-{kind}.json")
+    assert decode_session_object(body, _envelope(kind)) == golden.SESSION_2
     # The envelope of the samples makes no random bytes, so even the sealed marks are the same.
-    assert encode_session_object(golden.SESSION, golden.ENVELOPES[kind]) == body
+    assert encode_session_object(golden.SESSION_2, golden.ENVELOPES[kind]) == body
+
+
+@each_kind
+def test_checkpoint_of_version_2(kind: str) -> None:
+    body = golden.read(f"checkpoint2-{kind}.bin")
+    assert decode_checkpoint(body, golden.NODE, 7, _envelope(kind)) == golden.CHECKPOINT_2
 
 
 def test_state() -> None:
@@ -181,6 +193,15 @@ def test_local_msgpack_records() -> None:
     assert decode(_local("published value of a stub"), type=places.Published) == golden.STUB
     assert decode(_local("outbox value"), type=places.Outbox) == golden.OUTBOX
     assert decode(_local("segments value"), type=tuple[str, int]) == (golden.NODE, 7)
+
+
+def test_local_snapshots() -> None:
+    frozen = {name: bytes.fromhex(value) for name, value in json.loads(golden.read("local2.json")).items()}
+    decode = msgspec.msgpack.decode
+    assert decode(frozen["snapshots value"], type=snapshots.Snapshot) == golden.SNAPSHOT
+    assert decode(frozen["snapshots value of an uploaded one"], type=snapshots.Snapshot) == golden.UPLOADED_SNAPSHOT
+    assert snapshots.SNAPSHOT_KEY.unpack(frozen["snapshots key"]) == (40, 13)
+    assert snapshots.SEQUENCE.unpack(frozen["sequences value"]) == (13,)
 
 
 def test_local_dentry_key() -> None:

@@ -321,7 +321,7 @@ def test_session_object_that_contradicts_itself_is_corrupt(changes: dict[str, ob
 
 
 def test_newer_session_object_says_upgrade() -> None:
-    fields = json.loads(encode_session_object(SESSION, PLAIN)) | {"version": 2, "lease": "new"}
+    fields = json.loads(encode_session_object(SESSION, PLAIN)) | {"version": 3, "lease": "new"}
     with pytest.raises(RemoteUnsuitable, match=r"sessions/user-1 .*upgrade"):
         decode_session_object(_json(fields), PLAIN, "sessions/user-1")
 

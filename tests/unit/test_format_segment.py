@@ -326,7 +326,7 @@ def test_checkpoint_that_contradicts_itself_is_corrupt(wrong: Checkpoint) -> Non
 
 def test_newer_checkpoint_says_upgrade() -> None:
     with pytest.raises(RemoteUnsuitable, match=checkpoint_key(NODE, 7)):
-        decode_checkpoint(wire.put_head(CHECKPOINT_MAGIC, 2, b"whatever"), NODE, 7, PLAIN)
+        decode_checkpoint(wire.put_head(CHECKPOINT_MAGIC, 3, b"whatever"), NODE, 7, PLAIN)
 
 
 # -- keys

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sessfs.errors import Fenced, RemoteCorrupt, RemoteError
-from sessfs.format.manifest import SegmentRef
+from sessfs.format.manifest import ManifestRef, SegmentRef
 from sessfs.format.repository import KeptSnapshot, encode_session_object
 from sessfs.format.segment import checkpoint_key, footer_of, segment_key, session_key
 from sessfs.remote.objectstore import Blob, Forwarding
@@ -15,7 +15,7 @@ from sessfs.remote.parallel import for_each, over
 from sessfs.sync.gc import Options, collect
 from sessfs.sync.gc_live import Liveness
 from sessfs.sync.gc_marks import Mark, Marks, StoredMark, group, missing_segments, read_marks
-from sessfs.sync.remote_index import Ranges, read_session
+from sessfs.sync.remote_index import Ranges, Root, read_session
 from tests.support.bucket import Writer, cid_of, read_everything
 from tests.support.faultystore import FaultyStore, error_500
 from tests.support.formats import AEAD, PLAIN
@@ -404,9 +404,13 @@ def test_liveness_rewrites_the_least_live_first_within_the_bound() -> None:
     sizes = {}
     for number, share in enumerate((0.2, 0.05, 0.1, 0.9)):
         ref = SegmentRef("a", number)
-        live.ranges[ref] = Ranges()
-        live.ranges[ref].add(0, int(share * (400 << 20)))
+        latest = Root(b"s", ManifestRef("a", number, 0, 1), "latest", "")
+        live.add(ref, 0, int(share * (400 << 20)), latest)
         sizes[ref] = 400 << 20
+    only_kept = Root(b"s", ManifestRef("a", 9, 0, 1), "kept", "")
+    live.add(SegmentRef("a", 9), 0, 1, only_kept)
+    live.add(SegmentRef("a", 2), 0, 1, only_kept)
+    sizes[SegmentRef("a", 9)] = 400 << 20
     assert live.find_mostly_dead(sizes, 0.3) == [SegmentRef("a", 1), SegmentRef("a", 2)]
 
 
