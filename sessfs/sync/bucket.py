@@ -14,11 +14,11 @@ import trio
 from sessfs.errors import RemoteCorrupt, RemoteMissing, StoreCorrupt
 from sessfs.format.chunk import FrameCodec, verify_chunk
 from sessfs.format.manifest import chunk_places
-from sessfs.format.repository import decode_session_object, decode_state
+from sessfs.format.repository import KeptSnapshot, decode_session_object, decode_state
 from sessfs.format.segment import SESSIONS_PREFIX, open_frame, segment_key, session_key, state_key
 from sessfs.local.chunkstore import decode_frame_record
 from sessfs.local.places import RemotePlace
-from sessfs.remote.catalogue import read_catalogue
+from sessfs.remote.catalogue import Kept, Known, read_known
 from sessfs.remote.objectstore import iter_keys
 from sessfs.remote.parallel import for_each, over
 from sessfs.sync.fetch import plan_reads
@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import Manifest, ManifestRef
-    from sessfs.format.repository import Holder, KeptSnapshot, SessionObject
-    from sessfs.remote.catalogue import Catalogue
+    from sessfs.format.repository import Holder, SessionObject
     from sessfs.remote.objectstore import ObjectStore
     from sessfs.types import ChunkId
 
@@ -45,12 +44,14 @@ class Bucket:
     """An opened repository. Made by `open_bucket`; only reads, and any task of the run may use it."""
 
     def __init__(
-        self, store: ObjectStore, envelope: Envelope, hash_key: bytes, holder: Holder | None, catalogue: Catalogue
+        self, store: ObjectStore, envelope: Envelope, hash_key: bytes, holder: Holder | None, known: Known
     ) -> None:
+        """*known*: what the holder says beyond the sessions' own objects."""
         self._store = store
         self._envelope = envelope
         self._hash_key = hash_key
-        self._catalogue = catalogue
+        self._catalogue = known.latest
+        self._kept = known.kept
         self.holder = holder
         """Who may write, None when nobody ever did."""
 
@@ -88,9 +89,21 @@ class Bucket:
         return sorted(found - {DOT_SESSION})
 
     async def kept(self, name: bytes) -> list[KeptSnapshot]:
-        """The session's kept snapshots, oldest first. Raises RemoteError."""
-        record = await self.find_object(name)
-        return [] if record is None else record.kept
+        """The session's kept snapshots, oldest first, the latest among them; none when there is no such session. Raises
+        RemoteError.
+        """
+        found = await self.resolve(name)
+        if found is None:
+            return []
+        known = self._kept.get(name, Kept({}, complete=False))
+        record = None if known.complete else await self.find_object(name)
+        snapshots = {one.sequence: one for one in record.kept} if record is not None else {}
+        snapshots |= known.snapshots
+        ref, sequence = found
+        if ref is not None and sequence not in snapshots:
+            # Published before history was kept: only its manifest says when.
+            snapshots[sequence] = KeptSnapshot(sequence, (await self.load(ref)).taken_ns, ref)
+        return [snapshots[number] for number in sorted(snapshots)]
 
     async def load(self, ref: ManifestRef) -> Manifest:
         """The full manifest at *ref*. Raises RemoteError."""
@@ -109,24 +122,27 @@ async def open_bucket(store: ObjectStore, secret: bytes | None, where: str) -> B
     for tries_left in reversed(range(OPEN_TRIES)):
         holder, _ = await read_holder(store)
         try:
-            catalogue = await _read_truth(store, envelope, holder) if holder is not None else {}
+            known = await read_truth(store, envelope, holder)
         except (RemoteMissing, RemoteCorrupt):
             # A mount at work beside this may have written its next checkpoint, and had the old one collected.
             if not tries_left:
                 raise
         else:
-            return Bucket(store, envelope, hash_key, holder, catalogue)
+            return Bucket(store, envelope, hash_key, holder, known)
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-async def _read_truth(store: ObjectStore, envelope: Envelope, holder: Holder) -> Catalogue:
-    """The holder's catalogue, empty when it released all."""
+async def read_truth(store: ObjectStore, envelope: Envelope, holder: Holder | None) -> Known:
+    """What the holder says beyond the sessions' own objects: nothing when it released all. Raises RemoteError."""
+    nothing = Known({}, {}, [], set())
+    if holder is None:
+        return nothing
     key = state_key(holder.node)
     try:
         state = decode_state((await store.get(key)).body, key)
     except RemoteMissing:
-        return {}
-    return {} if state.clean else await read_catalogue(store, envelope, state)
+        return nothing
+    return nothing if state.clean else await read_known(store, envelope, state)
 
 
 class BucketChunks:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from sessfs.errors import StoreCorrupt, UsageError
 from sessfs.format.envelope import PlainEnvelope
 from sessfs.format.segment import parse_segment_key
+from sessfs.sync.bucket import Bucket, read_truth
 from sessfs.sync.gc import Options, collect
 from sessfs.sync.keeping import DAY_NS, HOUR_NS, Policy
-from sessfs.sync.remote_history import read_history
+from sessfs.sync.remote_index import read_holder
 from tests.support.lives import HOUR_S, Local
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import ONLY_LATEST, Clock, assert_clean, open_box, open_machine, snapshot
@@ -22,6 +23,7 @@ from tests.support.volumes import ONLY_LATEST, Clock, assert_clean, open_box, op
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from sessfs.format.repository import KeptSnapshot
     from sessfs.sync.history import History, SnapshotInfo
     from sessfs.types import Ino
     from tests.support.volumes import Box, Machine
@@ -248,6 +250,13 @@ async def check(machine: Machine, held: dict[int, bytes]) -> list[SnapshotInfo]:
     return infos
 
 
+async def read_history(store: MemoryStore) -> list[KeptSnapshot]:
+    """The kept snapshots of `s`, straight from the bucket."""
+    envelope = PlainEnvelope()
+    holder, _ = await read_holder(store)
+    return await Bucket(store, envelope, b"", holder, await read_truth(store, envelope, holder)).kept(b"s")
+
+
 async def test_history_travels(tmp_path: Path) -> None:
     store = MemoryStore()
     async with open_machine(tmp_path / "a", store, policy=PLENTY) as machine:
@@ -257,7 +266,7 @@ async def test_history_travels(tmp_path: Path) -> None:
         machine.history.judge(machine.get(b"s").ino, 3, "good")
         before = await check(machine, held)
     assert (before[1].mark, before[2].verdict) == ("word", "good")
-    seen = await read_history(store, PlainEnvelope(), b"s")
+    seen = await read_history(store)
     assert [(one.sequence, one.mark, one.verdict) for one in seen] == [(i.sequence, i.mark, i.verdict) for i in before]
     async with open_machine(tmp_path / "b", store, name="b", policy=PLENTY) as machine:
         assert await check(machine, held) == before
@@ -285,7 +294,7 @@ async def test_history_survives_a_take_over(tmp_path: Path, checkpoint_after: in
             await machine.node.checkpoint()
             await machine.history.mark(machine.get(b"s").ino, 2, "word")
         held |= await life(machine, 3 + checkpoint_after, 4)
-        assert [one.sequence for one in await read_history(store, PlainEnvelope(), b"s")] == sorted(held)
+        assert [one.sequence for one in await read_history(store)] == sorted(held)
     async with open_machine(tmp_path / "c", store, name="c", take_over=True, policy=PLENTY, release=False) as machine:
         # Dies without having looked at the session.
         assert [one.sequence for one in await machine.node.resolve_kept(b"s")] == sorted(held)
