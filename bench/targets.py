@@ -70,9 +70,9 @@ class Sessfs:
         found: dict[str, Any] = json.loads(_run([str(SESSFS), "status", str(self.path), "--json"], 60))
         return found
 
-    def sync(self) -> None:
+    def sync(self, timeout_s: float = 110) -> None:
         """`sessfs sync`: everything is in the remote on return."""
-        _run([str(SESSFS), "sync", str(self.path)], 120)
+        _run([str(SESSFS), "sync", str(self.path), "--timeout", f"{timeout_s:g}"], timeout_s + 10)
 
     def wait_sealed(self, timeout_s: float = 60.0) -> None:
         """Wait until no file is hot; mount with a short --seal-idle. The kernel's pages must be written back before."""
