@@ -21,19 +21,21 @@ if TYPE_CHECKING:
 
 RECORDS: Final = 20_000
 SIX: Final = 6
+PUBLISHED: Final = 6
 LIFE_S: Final = 600.0
 _Planned = tuple[User, Literal["qr", "ready"], list[str]]
 RESTARTS: Final = 2
 
 
-def _first() -> list[str]:
+def first_steps() -> list[str]:
+    """Steps of a first life of full size."""
     return [step.format(records=RECORDS) for step in FIRST_LIFE]
 
 
 def _live(page: Page, user: User) -> dict[str, Any]:
     """One first life and two restarts: figures by row, and the milliseconds of each phase under "phases"."""
     try:
-        first = run_life(page, user, "qr", _first(), LIFE_S).timings_ms
+        first = run_life(page, user, "qr", first_steps(), LIFE_S).timings_ms
         restarts = [run_life(page, user, "ready", RESTART, LIFE_S).timings_ms for _ in range(RESTARTS)]
     except LifeFailed as exc:
         raise BenchError(f"Chrome failed: {str(exc)[:300]}") from exc
@@ -90,7 +92,7 @@ def _six_restart(page: Page, root: Path) -> dict[str, Any]:
     users = _users(root)
     try:
         for user in users:
-            run_life(page, user, "qr", _first(), LIFE_S)
+            run_life(page, user, "qr", first_steps(), LIFE_S)
         start = time.perf_counter()
         run_lives(page, users, "ready", RESTART, LIFE_S)
         return {"chrome_six": (time.perf_counter() - start) * 1000}
@@ -129,7 +131,7 @@ def sent(base: Path, page: Page) -> dict[str, float]:
     with temporary(base) as remote, open_sessfs(base, ["--remote", f"file://{remote}"]) as mounted:
         users = _users(mounted.path)[:2]
         marks = [tree_bytes(remote)]
-        first_lives: list[_Planned] = [(user, "qr", _first()) for user in users]
+        first_lives: list[_Planned] = [(user, "qr", first_steps()) for user in users]
         restarts: list[_Planned] = [(user, "ready", list(RESTART)) for user in (*users, *users)]
         try:
             for user, expect, steps in (*first_lives, *restarts):
@@ -138,10 +140,24 @@ def sent(base: Path, page: Page) -> dict[str, float]:
                 marks.append(tree_bytes(remote))
         except LifeFailed as exc:
             raise BenchError(f"Chrome failed: {str(exc)[:300]}") from exc
+        puts = _puts_an_interval(mounted)
     first, second, *each = [(after - before) / 1e6 for before, after in pairwise(marks)]
     return {
         "sent_first": first,
         "sent_second": second,
         "sent_restart1": statistics.mean(each[:2]),
         "sent_restart": statistics.mean(each[2:]),
+        "sent_puts": puts,
     }
+
+
+def _puts_an_interval(mounted: Sessfs) -> float:
+    """PUTs by which a change of two sessions reaches the remote. The median: a heartbeat may come in between."""
+    counts = []
+    for number in range(PUBLISHED):
+        for user in _users(mounted.path)[:2]:
+            (user.data_path / "changing").write_text(f"{number}")
+        mounted.sync()
+        requests = mounted.status()["remote"]["requests"]
+        counts.append(requests.get("put", 0) + requests.get("put_if", 0))
+    return statistics.median(after - before for before, after in pairwise(counts))

@@ -40,8 +40,7 @@ def matrix() -> Iterator[Job]:
         for bs in ("4k", "64k", "1m"):
             for rw in ("write", "read", "randwrite", "randread"):
                 yield Job("buffered", rw, bs, jobs)
-                if bs == "4k":
-                    yield Job("mmap", rw, bs, jobs)
+                yield Job("mmap", rw, bs, jobs)
             for rw in ("write", "randwrite"):
                 yield Job("fsync", rw, bs, jobs)
             yield Job("verify", "randwrite", bs, jobs)

@@ -14,7 +14,23 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bench import chromes, cost, disk, fiojobs, install, machine, plots, report, workloads
+from bench import (
+    background,
+    chromes,
+    cost,
+    crowd,
+    disk,
+    empty,
+    fiojobs,
+    install,
+    machine,
+    many,
+    memory,
+    plots,
+    recorder,
+    report,
+    workloads,
+)
 from bench.rows import ROWS, TARGETS, Target
 from bench.targets import BenchError, Targets, temporary
 from tests.e2e.chromelife import open_page
@@ -25,10 +41,34 @@ if TYPE_CHECKING:
     from tests.e2e.chromelife import Page
 
 HERE: Final = Path(__file__).resolve().parent
-GROUPS: Final = ("files", "fsyncs", "streams", "cold", "memory", "chrome", "sent", "six", "fio")
+GROUPS: Final = (
+    "files", "fsyncs", "streams", "cold", "memory", "chrome", "sent", "background", "empty", "replay", "upload", "many",
+    "six", "fio",
+)  # fmt: skip
 FULL_ONLY: Final = ("six", "fio")
-SHORT_SIZES: Final = workloads.Sizes(files=600, fsyncs=300, stream_mib=64, cold_mib=64)
-FULL_SIZES: Final = workloads.Sizes(files=3000, fsyncs=1000, stream_mib=256, cold_mib=256)
+PAGE_GROUPS: Final = ("chrome", "sent", "background", "empty", "six")
+SHORT_SIZES: Final = workloads.Sizes(
+    files=600,
+    fsyncs=300,
+    stream_mib=64,
+    cold_mib=64,
+    replay_sessions=10,
+    replay_s=60,
+    many_sessions=1000,
+    upload_mib=128,
+    probe_s=5,
+)
+FULL_SIZES: Final = workloads.Sizes(
+    files=3000,
+    fsyncs=1000,
+    stream_mib=256,
+    cold_mib=256,
+    replay_sessions=100,
+    replay_s=600,
+    many_sessions=100_000,
+    upload_mib=1000,
+    probe_s=30,
+)
 
 
 class Recorder:
@@ -92,24 +132,31 @@ class Bench:
 
     def run(self, group: str) -> None:
         """Measure one group of rows."""
-        rounds, chrome_rounds = self._args.rounds, self._args.chrome_rounds
-        chrome_targets: Sequence[Target] = TARGETS if self._args.full else ("ext4", "sessfs", "pt-s")
-        base = self._targets.base
-        if group == "files":
-            self._in_turn(group, rounds, TARGETS, self._on(workloads.files))
-        elif group == "fsyncs":
-            self._in_turn(group, rounds, TARGETS, self._on(workloads.fsyncs))
-        elif group == "streams":
-            self._in_turn(group, rounds, TARGETS, self._on(workloads.streams))
+        rounds = self._args.rounds
+        workload = {"files": workloads.files, "fsyncs": workloads.fsyncs, "streams": workloads.streams}.get(group)
+        if workload is not None:
+            self._in_turn(group, rounds, TARGETS, self._on(workload))
         elif group == "cold":
             self._cold(min(rounds, 3))
-        elif group == "memory":
-            self._in_turn(group, 1, ["sessfs"], lambda _: {"memory_idle": workloads.idle_memory(base)})
         elif group == "fio":
             for job in fiojobs.matrix():
                 self._in_turn(group, min(rounds, 3), TARGETS, self._on(functools.partial(_fio, job)))
+        elif group in PAGE_GROUPS:
+            self._chrome(group)
         else:
-            self._chrome(group, chrome_rounds, chrome_targets)
+            self._alone(group)
+
+    def _alone(self, group: str) -> None:
+        """Groups that are measured once, on sessfs alone, or on ext4 and sessfs."""
+        base, sizes = self._targets.base, self._sizes
+        load = crowd.Load(sizes.replay_sessions, float(sizes.replay_s))
+        actions: dict[str, Callable[[Target], dict[str, Any]]] = {
+            "memory": lambda _: {"memory_idle": workloads.idle_memory(base)},
+            "replay": lambda target: crowd.replay(base, target, load),
+            "upload": lambda _: memory.upload_and_restore(base, sizes.upload_mib),
+            "many": lambda _: many.many(base, sizes.many_sessions),
+        }
+        self._in_turn(group, 1, ("ext4", "sessfs") if group == "replay" else ("sessfs",), actions[group])
 
     def _cold(self, rounds: int) -> None:
         text = workloads.make_text(self._sizes.cold_mib << 20)
@@ -122,22 +169,29 @@ class Bench:
 
         self._in_turn("cold", rounds, TARGETS, read)
 
-    def _chrome(self, group: str, rounds: int, targets: Sequence[Target]) -> None:
-        page = self._page
+    def _chrome(self, group: str) -> None:
+        page, base, rounds = self._page, self._targets.base, self._args.chrome_rounds
         if page is None:
-            raise SystemExit(f"bench: there is no group {group}: known are {', '.join(GROUPS)}")
+            raise SystemExit(f"bench: the group {group} needs the stand-in page")
+        targets: Sequence[Target] = TARGETS if self._args.full else ("ext4", "sessfs", "pt-s")
         if group == "chrome":
             chromes.warm_up(self._targets, page)
             self._in_turn(group, rounds, targets, lambda target: chromes.lives(self._targets, target, page))
-        elif group == "sent":
-            self._in_turn(group, 1, ["sessfs"], lambda _: chromes.sent(self._targets.base, page))
-        else:
+        elif group == "six":
             self._in_turn(
                 group,
                 min(rounds, 2),
                 ("ext4", "sessfs", "pt-s"),
                 lambda target: chromes.six(self._targets, target, page, compare=target == "ext4"),
             )
+        else:
+            probe_s = float(self._sizes.probe_s)
+            actions: dict[str, Callable[[Target], dict[str, Any]]] = {
+                "sent": lambda _: chromes.sent(base, page),
+                "background": lambda _: background.background(base, page, rounds, probe_s),
+                "empty": lambda _: empty.empty_machine(base, page, rounds),
+            }
+            self._in_turn(group, 1, ["sessfs"], actions[group])
 
 
 def _arguments() -> argparse.Namespace:
@@ -148,6 +202,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all sizes, to try the bench itself")
     parser.add_argument("--only", action="append", choices=GROUPS, help="these groups of rows alone")
     parser.add_argument("--update", action="store_true", help="replace these rows in results.json, and say so there")
+    parser.add_argument("--record", action="store_true", help="record the trace of `replay` anew by strace, and end")
     parser.add_argument("--base", type=Path, default=Path("/var/tmp"), help="where to measure: a directory on ext4")
     parser.add_argument("--output", type=Path, default=HERE, help="where results.json, README.md and plots/ are")
     parser.add_argument("--shared-machine", action="store_true", help="note that other work ran at the same time")
@@ -166,6 +221,8 @@ def _prepare(args: argparse.Namespace) -> None:
     wanted = {"gcc": "gcc", "pkg-config": "pkg-config", "mkfs.ext4": "e2fsprogs"}
     if "fio" in args.only:
         wanted["fio"] = "fio"
+    if args.record or ("replay" in args.only and not recorder.TRACE.exists()):
+        wanted["strace"] = "strace"
     if "six" in args.only:
         wanted |= {"restic": "restic", "borg": "borgbackup"}
     install.packages(wanted)
@@ -218,6 +275,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     args = _arguments()
     _prepare(args)
+    if args.record:
+        recorder.record(args.base)
+        return
     args.output.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     began = {
@@ -242,7 +302,7 @@ def main() -> None:
         directory = stack.enter_context(temporary(args.base))
         base = stack.enter_context(disk.open_ext4(args.base, directory))
         targets = Targets(base, install.compile_passthrough(directory))
-        needs_page = bool({"chrome", "sent", "six"} & set(args.only))
+        needs_page = bool(set(PAGE_GROUPS) & set(args.only))
         page = stack.enter_context(open_page("all")) if needs_page else None
         bench = Bench(args, targets, page)
         for group in args.only:

@@ -77,7 +77,7 @@ def _ratio(spread: Mapping[str, float] | None) -> str:
 def _goal(goals: Sequence[Mapping[str, Any]]) -> str:
     texts = []
     for goal in goals:
-        limit = f"{goal['limit']:,.0f}"
+        limit = _figure(goal["limit"])
         if goal["against"]:
             limit = f"{goal['limit']:,.2f} of {TARGET_TITLES[goal['against']]}"
         verdict = {True: "met", False: "**not met**", None: "not measured"}[goal["met"]]

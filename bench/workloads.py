@@ -27,6 +27,11 @@ class Sizes(NamedTuple):
     fsyncs: int
     stream_mib: int
     cold_mib: int
+    replay_sessions: int
+    replay_s: int
+    many_sessions: int
+    upload_mib: int
+    probe_s: int
 
 
 def _rate(count: float, action: Callable[[], object]) -> float:
