@@ -102,9 +102,14 @@ def test_names_by_the_ten_thousand(tmp_path: Path) -> None:
         assert sorted(names) == ["real", *(f"user{number:06d}" for number in range(MANY))]
         assert requests(mounted).get("list", 0) <= asked.get("list", 0) + MANY // 1000 + 5
         # The second listing needs no request at all.
-        before = requests(mounted)
+        before = but_heartbeats(mounted)
         assert len(os.listdir(mounted.path)) == MANY + 1
-        assert requests(mounted) == before
+        assert but_heartbeats(mounted) == before
+
+
+def but_heartbeats(mounted: Mounted) -> dict[str, int]:
+    """`requests` without those that come every 20 s, whatever is done."""
+    return {kind: count for kind, count in requests(mounted).items() if kind != "put_if"}
 
 
 def test_a_mount_of_many_sessions_takes_as_many_requests_as_of_few(bucket: Bucket) -> None:
