@@ -10,7 +10,7 @@ from sessfs import config
 from sessfs.api.mounted import MountedStore
 from sessfs.api.remote import RemoteStore
 from sessfs.api.state import StateStore
-from sessfs.errors import NotMounted, UsageError
+from sessfs.errors import UsageError
 from sessfs.mount import mountinfo
 
 if TYPE_CHECKING:
@@ -70,20 +70,10 @@ def find_session(place: Path) -> tuple[Path, str]:
     Raises NotMounted, or UsageError for what is no session's directory.
     """
     absolute = mountinfo.resolve(Path(os.path.abspath(place)))
-    mountpoint = mount_of(place)
+    mountpoint = mountinfo.mount_of(place)
     parts = absolute.relative_to(mountpoint).parts
     if len(parts) != 1:
         if not parts:
             raise UsageError(f"{place} is a whole mount: give the directory of a session in it")
         raise UsageError(f"{place} lies in session {parts[0]}: give {mountpoint / parts[0]}")
     return mountpoint, parts[0]
-
-
-def mount_of(place: Path) -> Path:
-    """The sessfs mountpoint that *place* is, or lies in. Raises NotMounted. A dead or hanging mount is not touched."""
-    absolute = mountinfo.resolve(Path(os.path.abspath(place)))
-    within = [Path(mount.mountpoint) for mount in mountinfo.sessfs_mounts()]
-    found = [mountpoint for mountpoint in within if absolute.is_relative_to(mountpoint)]
-    if not found:
-        raise NotMounted(f"{place} is neither a sessfs mount nor in one: `sessfs status` lists the mounts")
-    return max(found, key=lambda mountpoint: len(mountpoint.parts))

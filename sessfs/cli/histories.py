@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from sessfs.api.opening import mount_of
 from sessfs.cli import looking, output
 from sessfs.errors import UsageError
 from sessfs.mount import control, mountinfo, preflight
+from sessfs.mount.mountinfo import mount_of
 
 ANSWER_TIMEOUT_S = 600.0
 """A snapshot of a large session, or an upload, may take that long."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sessfs import config
-from sessfs.api.opening import mount_of
 from sessfs.cli import looking, output
 from sessfs.errors import UsageError
 from sessfs.mount import control, mountinfo, preflight
+from sessfs.mount.mountinfo import mount_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

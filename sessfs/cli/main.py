@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from importlib.metadata import version
@@ -9,28 +10,36 @@ from typing import Annotated
 
 import typer
 
-from sessfs.cli import (
-    checking,
-    doctor,
-    expiring,
-    exporting,
-    histories,
-    importing,
-    limiting,
-    looking,
-    mounting,
-    opening,
-    output,
-    remote_commands,
-    syncing,
-)
+from sessfs.cli import output
 from sessfs.errors import SessfsError, UsageError
 
 INTERRUPTED_EXIT_CODE = 130
+VERBS = (
+    ("mount", "mounting"),
+    ("umount", "mounting"),
+    ("status", "looking"),
+    ("sessions", "looking"),
+    ("sync", "syncing"),
+    ("limit", "limiting"),
+    ("expire", "expiring"),
+    ("trash", "expiring"),
+    ("check", "opening"),
+    ("history", "histories"),
+    ("snapshot", "histories"),
+    ("rollback", "histories"),
+    ("clone", "histories"),
+    ("import", "importing"),
+    ("export", "exporting"),
+    ("fsck", "checking"),
+    ("gc", "remote_commands"),
+    ("key", "remote_commands"),
+    ("doctor", "doctor"),
+)
+"""Each verb and its module in `sessfs.cli`. Only the module of the verb asked for is imported: nobody likes to wait."""
 
 
-def build_app() -> typer.Typer:
-    """All verbs. A new one is added here, and its options to the README or docs/operate.md."""
+def build_app(asked: str | None = None) -> typer.Typer:
+    """The verb *asked* alone, if there is such a one; else all."""
     app = typer.Typer(
         name="sessfs",
         add_completion=False,
@@ -39,28 +48,11 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     )
     app.callback()(_version)
-    for verb in (
-        mounting.mount,
-        mounting.umount,
-        looking.status,
-        looking.sessions,
-        syncing.sync,
-        limiting.limit,
-        expiring.expire,
-        expiring.trash,
-        opening.check,
-        histories.history,
-        histories.snapshot,
-        histories.rollback,
-        histories.clone,
-        exporting.export,
-        checking.fsck,
-        remote_commands.gc,
-        remote_commands.key,
-        doctor.doctor,
-    ):
-        app.command()(verb)
-    app.command("import")(importing.import_)
+    wanted = [(verb, module) for verb, module in VERBS if verb == asked] or VERBS
+    for verb, module in wanted:
+        functions = vars(importlib.import_module(f"sessfs.cli.{module}"))
+        # `import` can't be a function's name.
+        app.command(verb)(functions.get(verb) or functions[f"{verb}_"])
     return app
 
 
@@ -82,7 +74,8 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; everything it has to say is said."""
     as_json = "--json" in arguments
     try:
-        code = build_app()(arguments or ["--help"], prog_name="sessfs", standalone_mode=False)
+        app = build_app(arguments[0] if arguments else None)
+        code = app(arguments or ["--help"], prog_name="sessfs", standalone_mode=False)
         sys.stdout.flush()
     except SessfsError as exc:
         error = exc

@@ -13,10 +13,10 @@ import msgspec
 import typer
 from rich.console import Console
 
-from sessfs.api.opening import mount_of
 from sessfs.cli import looking, output
 from sessfs.errors import MountBusy, NotMounted, StoreCorrupt, UsageError
 from sessfs.mount import control, mountinfo, preflight
+from sessfs.mount.mountinfo import mount_of
 from sessfs.sessions import checking
 from sessfs.sessions.checking_files import DirectoryFiles
 

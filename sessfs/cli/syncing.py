@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sessfs.api.mounted import MountedStore
-from sessfs.api.opening import mount_of
 from sessfs.cli import looking, output
+from sessfs.mount.mountinfo import mount_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,7 +27,7 @@ from sessfs.errors import SessfsError, StartFailed
 from sessfs.local.memory import bound_heap
 from sessfs.local.state import read_hash_key
 from sessfs.mount import handshake, mountinfo
-from sessfs.mount.control import ControlServer
+from sessfs.mount.control_server import ControlServer
 from sessfs.mount.fuseops import SessionOperations
 from sessfs.mount.lives_side import build_lives
 from sessfs.mount.loop import RequestLoop

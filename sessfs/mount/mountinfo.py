@@ -8,6 +8,8 @@ from pathlib import Path
 
 import msgspec
 
+from sessfs.errors import NotMounted
+
 FS_TYPE = "fuse.sessfs"
 """How a sessfs mount is called in mountinfo; its source is its state directory."""
 
@@ -76,3 +78,13 @@ def resolve(path: Path) -> Path:
     if find_mount(candidate) is not None:
         return candidate
     return Path(os.path.realpath(candidate))
+
+
+def mount_of(place: Path) -> Path:
+    """The sessfs mountpoint that *place* is, or lies in. Raises NotMounted. A dead or hanging mount is not touched."""
+    absolute = resolve(Path(os.path.abspath(place)))
+    within = [Path(mount.mountpoint) for mount in sessfs_mounts()]
+    found = [mountpoint for mountpoint in within if absolute.is_relative_to(mountpoint)]
+    if not found:
+        raise NotMounted(f"{place} is neither a sessfs mount nor in one: `sessfs status` lists the mounts")
+    return max(found, key=lambda mountpoint: len(mountpoint.parts))
