@@ -76,8 +76,8 @@ def refusals(mounted: Mounted) -> dict[str, int]:
 def assert_whole(
     life: LifeResult, user: User, page: Page, at_least: int = RECORDS, *, interrupted: bool = False
 ) -> None:
-    """Everything that was stored is there, byte for byte. After adding was *interrupted* there is more than the page had
-    written down.
+    """Everything that was stored is there, byte for byte. After adding was *interrupted* there is more than the page
+    had written down.
     """
     found = life.verified
     for error in found.errors:
