@@ -13,6 +13,7 @@ from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Store
 from sessfs.errors import NotMounted
 from sessfs.mount import control, preflight, syscalls
+from sessfs.sessions.erasing import ErasureReport
 from sessfs.sessions.trees import DirectoryTree
 
 if TYPE_CHECKING:
@@ -92,6 +93,11 @@ class MountedStore(Store):
 
     def _rollback(self, name: bytes, sequence: int | None) -> SnapshotRecord:
         return msgspec.convert(self._ask("rollback", name, sequence=sequence), SnapshotRecord)
+
+    def _remove(self, name: bytes, *, purge: bool) -> ErasureReport | None:
+        params = {"session": os.fsdecode(name), "purge": purge}
+        answer = self.call("remove", params, timeout_s=None)
+        return msgspec.convert(answer, ErasureReport) if purge else None
 
     def _clone(self, name: bytes, new_name: bytes) -> None:
         self._ask("clone", name, new_name=os.fsdecode(new_name))

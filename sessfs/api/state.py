@@ -246,7 +246,9 @@ class StateStore(Store):
         self._portal.do(self._loaded, name)
         self._portal.call(self._lives.clone, name, new_name)
 
-    def _remove(self, name: bytes) -> None:
+    def _remove(self, name: bytes, *, purge: bool) -> None:
+        if purge:
+            raise self._cannot("erase a session")
         self._portal.call(self._lives.remove, name)
 
     def status(self) -> dict[str, Any]:

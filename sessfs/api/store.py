@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from sessfs.sessions.checking_files import CheckReport
+    from sessfs.sessions.erasing import ErasureReport
 
     PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -107,7 +108,7 @@ class Store(ABC):
         """See Session.clone."""
         raise self._cannot("clone")
 
-    def _remove(self, name: bytes) -> None:
+    def _remove(self, name: bytes, *, purge: bool) -> ErasureReport | None:
         """See Session.remove."""
         raise self._cannot("remove")
 
@@ -202,11 +203,13 @@ class Session:
         self._store._clone(self._name, encoded)
         return Session(self._store, encoded)
 
-    def remove(self) -> None:
-        """Remove it with all that is in it. Raises MountBusy (of a mount: DaemonError) while a file of it is open,
+    def remove(self, *, purge: bool = False) -> ErasureReport | None:
+        """Remove it with all that is in it: of a mount to the trash, else for good. With *purge*, of a mount alone: no
+        byte that only it had is left in the state, its snapshots, the trash or the remote, and the report says what
+        remains because others have it. Raises MountBusy (of a mount: DaemonError) while a file of it is open,
         SessfsError.
         """
-        self._store._remove(self._name)
+        return self._store._remove(self._name, purge=purge)
 
     def export(
         self,

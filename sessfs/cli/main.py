@@ -24,6 +24,7 @@ VERBS = (
     ("expire", "expiring"),
     ("trash", "expiring"),
     ("check", "opening"),
+    ("rm", "removing"),
     ("history", "histories"),
     ("snapshot", "histories"),
     ("rollback", "histories"),

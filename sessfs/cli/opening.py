@@ -7,13 +7,14 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 import typer
 from rich.console import Console
 
-from sessfs.cli import looking, output
+from sessfs.api.remote import RemoteStore
+from sessfs.cli import looking, mounting, output, remote_commands
 from sessfs.errors import MountBusy, NotMounted, StoreCorrupt, UsageError
 from sessfs.mount import control, mountinfo, preflight
 from sessfs.mount.mountinfo import mount_of
@@ -21,6 +22,8 @@ from sessfs.sessions import checking
 from sessfs.sessions.checking_files import DirectoryFiles
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sessfs.sessions.checking_files import CheckReport, FileCheck, Files
 
 ANSWER_TIMEOUT_S = 600.0
@@ -28,8 +31,15 @@ ANSWER_TIMEOUT_S = 600.0
 
 Json = looking.Json
 Session = Annotated[
-    Path, typer.Argument(metavar="SESSION", help="A session in a mount, or any directory with a profile in it.")
+    Path,
+    typer.Argument(
+        metavar="SESSION", help="A session in a mount, or any directory with a profile in it; with --remote, its name."
+    ),
 ]
+Remote = Annotated[
+    str | None, typer.Option(metavar="URL", help="Check what this remote has; it may be mounted, and is only read.")
+]
+T = TypeVar("T")
 
 At = Annotated[
     int | None, typer.Option("--at", metavar="SNAPSHOT", help="Check this snapshot (`sessfs history` lists them).")
@@ -50,12 +60,27 @@ class _Mounted(NamedTuple):
         return control.call(state_dir, verb, asked, timeout_s=ANSWER_TIMEOUT_S, on_progress=None)
 
 
-def check(session: Session, at: At = None, as_json: Json = False) -> None:
+def check(
+    session: Session,
+    at: At = None,
+    remote: Remote = None,
+    endpoint_url: mounting.Endpoint = None,
+    region: mounting.Region = None,
+    path_style: mounting.PathStyle = False,
+    key_file: mounting.KeyFile = None,
+    as_json: Json = False,
+) -> None:
     """Say whether Chrome will open a session: its SQLite files, LevelDB directories and settings. Changes nothing.
 
     Of a session in use a snapshot is taken, and checked. What is found of a snapshot is noted with it. Exit 0 only if
     all is good, 21 if not; then each file is named, with what is wrong and what to do.
     """
+    if remote is not None:
+        settings = remote_commands.settings_for(remote, endpoint_url, region, path_style, key_file)
+        with RemoteStore(settings) as store:
+            report = _shown(store.session(session).check, at, quiet=as_json)
+        _say(report, str(session), at, as_json=as_json)
+        return
     place = _find_mounted(session)
     if place is None and at is not None:
         raise UsageError(f"{session} is in no mount, so it has no snapshot {at}: leave --at away")
@@ -68,8 +93,12 @@ def check(session: Session, at: At = None, as_json: Json = False) -> None:
     else:
         at = place.ask("snapshot")["sequence"] if at is None else at
         report = _check_snapshot(place, at, quiet=as_json)
+    _say(report, str(session), at, as_json=as_json)
+
+
+def _say(report: CheckReport, session: str, at: int | None, *, as_json: bool) -> None:
     if as_json:
-        output.print_json({"session": str(session), "snapshot": at, **msgspec.to_builtins(report)})
+        output.print_json({"session": session, "snapshot": at, **msgspec.to_builtins(report)})
     else:
         _print_report(report, at)
     if not report.good:
@@ -111,11 +140,15 @@ def _refuse_running(files: Files, session: Path) -> None:
 
 
 def _check(files: Files, *, quiet: bool) -> CheckReport:
+    return _shown(checking.check_files, files, quiet=quiet)
+
+
+def _shown(check: Callable[[T, Callable[[str], None]], CheckReport], what: T, *, quiet: bool) -> CheckReport:
     """The check, with the file it is at on a terminal's last line."""
     if quiet or not sys.stderr.isatty():
-        return checking.check_files(files)
+        return check(what, lambda path: None)
     with Console(stderr=True).status("checking") as shown:
-        return checking.check_files(files, lambda path: shown.update(f"checking {path}"))
+        return check(what, lambda path: shown.update(f"checking {path}"))
 
 
 def _print_report(report: CheckReport, at: int | None) -> None:

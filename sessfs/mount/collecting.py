@@ -135,13 +135,14 @@ class Collector:
             dentry = self._volume.inodes.find_dentry(ROOT_INO, name)
             if dentry is not None and dentry.ino in self._sessions.stubs:
                 await self._sessions.load(dentry.ino)
-        await self._bring_here(rewrite.chunks)
+        await self.bring_here(rewrite.chunks)
         self._volume.places.forget(rewrite.chunks)
         for session, published in list(self._volume.places.iter_published()):
             if published.name in rewrite.sessions:
                 self._changes.note_whole(session)
 
-    async def _bring_here(self, ids: Collection[ChunkId]) -> None:
+    async def bring_here(self, ids: Collection[ChunkId]) -> None:
+        """Have chunks in the local store, as far as they are held. Raises RemoteError, StoreCorrupt."""
         await self._chunks.prefetch(list(ids))
         await self._chunks.wait_stored([cid for cid in ids if self._volume.references.is_held(cid)])
 
@@ -158,7 +159,7 @@ class Collector:
         away = [cid for cid in ids if not self._volume.reader.has(cid)]
         log.warning("%d segments were collected meanwhile; %d chunks are uploaded again", len(gone), len(ids))
         try:
-            await self._bring_here(away)
+            await self.bring_here(away)
         except StoreCorrupt as exc:
             log.error("chunks are neither here nor in the remote any more: %s", exc)
         places.forget([cid for cid in ids if self._volume.reader.has(cid)])

@@ -37,6 +37,7 @@ from sessfs.mount.remote_side import RemoteSide
 from sessfs.mount.repository import ANSWER_DEADLINE_S, CachedState, opened_repository
 from sessfs.mount.verbs_check import CheckVerbs
 from sessfs.mount.verbs_core import CoreVerbs
+from sessfs.mount.verbs_erase import EraseVerbs
 from sessfs.mount.verbs_expiry import ExpiryVerbs
 from sessfs.mount.verbs_history import HistoryVerbs
 from sessfs.mount.verbs_import import ImportVerbs
@@ -197,6 +198,7 @@ class Daemon:
             **HistoryVerbs(self._lives, self._settings.mountpoint).verbs(),
             **CheckVerbs(self._lives).verbs(),
             **self._imports.verbs(),
+            **EraseVerbs(self._volume, self._lives, self._remote, self._policies.trash).verbs(),
         }
 
 

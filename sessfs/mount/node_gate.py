@@ -14,7 +14,7 @@ from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S
 from sessfs.remote.node import Identity, Node, open_node, require_conditional_writes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
     from sessfs.config import Settings
     from sessfs.format.manifest import ManifestRef
@@ -86,6 +86,18 @@ class NodeGate:
         """See Catalogue."""
         async for page in self._open().iter_pages():
             yield page
+
+    async def erase(self, names: Collection[bytes]) -> None:
+        """See Node."""
+        await self._open().erase(names)
+
+    def relocate(self, moved: Mapping[ManifestRef, ManifestRef]) -> None:
+        """See Node."""
+        self._open().relocate(moved)
+
+    def require_open(self) -> None:
+        """Raises RemoteUnavailable while the remote was not reached."""
+        self._open()
 
     def report(self) -> dict[str, Any]:
         """For `status`."""

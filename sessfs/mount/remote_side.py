@@ -73,9 +73,9 @@ class RemoteSide:
     def __init__(
         self, repository: Repository, gate: NodeGate, chunks: RemoteChunks, volume: Volume, settings: Settings
     ) -> None:
-        self._repository = repository
-        self._gate = gate
-        self._chunks = chunks
+        self._repository = self.repository = repository
+        self._gate = self.gate = gate
+        self._chunks = self.chunks = chunks
         self._volume = volume
         self._settings = settings
         self._changes = volume.changes

@@ -13,7 +13,7 @@ from sessfs.format.segment import CheckpointKept, session_key
 from sessfs.remote.catalogue import Kept
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import ManifestRef
@@ -47,6 +47,22 @@ class Keeping:
         """Everything is in the sessions' own objects."""
         self._inherited.clear()
         self.touched.clear()
+
+    def forget(self, name: bytes) -> None:
+        """The session is erased."""
+        self._seen = None
+        self._inherited.pop(name, None)
+        self.touched.discard(name)
+
+    def relocate(self, moved: Mapping[ManifestRef, ManifestRef]) -> None:
+        """Manifests lie elsewhere from now on; sessions' own objects are the caller's."""
+        self._seen = None
+        for name, kept in self._inherited.items():
+            snapshots = {
+                sequence: msgspec.structs.replace(one, manifest=moved.get(one.manifest, one.manifest))
+                for sequence, one in kept.snapshots.items()
+            }
+            self._inherited[name] = kept._replace(snapshots=snapshots)
 
     def _known(self, name: bytes) -> Kept:
         here = self.kept_of(name)

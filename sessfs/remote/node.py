@@ -51,7 +51,7 @@ from sessfs.remote.objectstore import iter_keys
 from sessfs.remote.parallel import for_each, over
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import ManifestRef
@@ -267,6 +267,22 @@ class Node:
         else:
             await self._swap()
             await self.keeping.rewrite(self._store, name)
+
+    def relocate(self, moved: Mapping[ManifestRef, ManifestRef]) -> None:
+        """See sync.erasing.Eraser."""
+        self.keeping.relocate(moved)
+
+    async def erase(self, names: Collection[bytes]) -> None:
+        """Delete the objects of sessions whose removal is published, and write a checkpoint that does not name them.
+        Segments up to its number are not read by a start any more. Raises Fenced, RemoteError.
+        """
+        # The right to do so must still be this node's.
+        await self._swap()
+        await self._store.delete([session_key(self._envelope, name) for name in names])
+        for name in names:
+            self._catalogue.pop(name, None)
+            self.keeping.forget(name)
+        await self.checkpoint()
 
     # -- which sessions there are
 

@@ -123,6 +123,12 @@ class ObjectStore(Protocol):
     async def delete(self, keys: Sequence[str]) -> None:
         """Delete these keys; those that are not there are fine. On an error some may be deleted. Idempotent."""
 
+    async def delete_old_versions(self, wanted: Callable[[str], bool]) -> int:
+        """Where the store keeps what was deleted or replaced: delete that of keys that are *wanted*, but for what is
+        current; how many versions went. Raises RemoteUnsuitable or RemoteDenied when it can't be known, or be done.
+        """
+        return 0
+
     def capabilities(self) -> Capabilities:
         """What is known of the endpoint without asking it."""
 
@@ -231,6 +237,10 @@ class Forwarding(ObjectStore):
     async def delete(self, keys: Sequence[str]) -> None:
         """Pass on."""
         await self._inner.delete(keys)
+
+    async def delete_old_versions(self, wanted: Callable[[str], bool]) -> int:
+        """Pass on."""
+        return await self._inner.delete_old_versions(wanted)
 
     def capabilities(self) -> Capabilities:
         """Pass on."""

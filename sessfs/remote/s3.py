@@ -189,6 +189,10 @@ def guess_region(endpoint_url: str | None) -> str:
     return "us-east-1"
 
 
+def _list_versions(arguments: dict[str, Any], client: Any) -> Any:
+    return client.list_object_versions(**arguments)
+
+
 def _delete_object(arguments: dict[str, Any], client: Any) -> None:
     client.delete_object(**arguments)
 
@@ -375,6 +379,26 @@ class S3Store(ObjectStore):
             if not key.endswith("/"):  # else the marker of a folder below
                 found.append(Entry(key, item["Size"], self._etag(item, "list", key), item["LastModified"].timestamp()))
         return last if more else None
+
+    async def delete_old_versions(self, wanted: Callable[[str], bool]) -> int:
+        """As ObjectStore."""
+        bucket = self._settings.bucket
+        versioning = await self._call("versions", "", lambda client: client.get_bucket_versioning(Bucket=bucket))
+        if "Status" not in versioning:
+            return 0
+        count = 0
+        arguments: dict[str, Any] = {"Bucket": bucket, "Prefix": self._prefix}
+        while True:
+            answer = await self._call("versions", "", partial(_list_versions, dict(arguments)))
+            for item in (*answer.get("Versions", []), *answer.get("DeleteMarkers", [])):
+                is_marker = "Size" not in item
+                if (is_marker or not item["IsLatest"]) and wanted(item["Key"].removeprefix(self._prefix)):
+                    old = {"Bucket": bucket, "Key": item["Key"], "VersionId": item["VersionId"]}
+                    await self._call("delete", item["Key"], partial(_delete_object, old))
+                    count += 1
+            if not answer.get("IsTruncated"):
+                return count
+            arguments |= {"KeyMarker": answer["NextKeyMarker"], "VersionIdMarker": answer["NextVersionIdMarker"]}
 
     async def _delete_together(self, keys: Sequence[str]) -> None:
         listed = {"Objects": [{"Key": self._prefix + key} for key in keys], "Quiet": True}

@@ -37,6 +37,7 @@ READ_MAX_BYTES = 2 << 20
 PARALLEL_READS = 8
 MEMORY_BYTES = 16 << 20
 STORE_QUEUE = 32
+STORE_POLL_S = 0.01
 """Frames of half a MiB at most that wait for the local store."""
 STORE_BATCH_BYTES = 4 << 20
 START_S = 30.0
@@ -167,6 +168,13 @@ class RemoteChunks:
         """Return once all of *ids*, which were fetched, are in the local store and not just in memory."""
         while not all(self._reader.has(cid) for cid in ids):
             await self._stored.wait()
+
+    async def settle(self) -> None:
+        """Return once the range reads that are under way are over, and what they brought is in the local store."""
+        for event in set(self._flights.values()):
+            await event.wait()
+        while self.is_storing:  # noqa: ASYNC110 - it may end without anything being stored
+            await trio.sleep(STORE_POLL_S)
 
     def find(self, cid: ChunkId) -> bytes | None:
         """See ChunkSource. A damaged chunk that the remote has counts as missing."""

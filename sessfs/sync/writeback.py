@@ -185,7 +185,7 @@ class Writeback(Generic[FrozenT]):
 
     async def _publish(self, round_: Round[FrozenT]) -> None:
         self._crash_point("cut")
-        upload = _Upload(self._store, self._envelope, self._publisher)
+        upload = Upload(self._store, self._envelope, self._publisher)
         for draft in list(round_.drafts):
             try:
                 await self._add_frames(upload, draft)
@@ -223,7 +223,7 @@ class Writeback(Generic[FrozenT]):
         old |= {d.published.name for d in drafts if d.published is not None and d.published.name != d.name}
         return sorted(name for name in old if self._inodes.find_dentry(ROOT_INO, name) is None)
 
-    async def _add_frames(self, upload: _Upload, draft: Draft[FrozenT]) -> None:
+    async def _add_frames(self, upload: Upload, draft: Draft[FrozenT]) -> None:
         for cid in draft.iter_chunks():
             if self._places.has(cid) or cid in upload.placed:
                 continue
@@ -236,7 +236,7 @@ class Writeback(Generic[FrozenT]):
             upload.add_frame(record, fresh)
             await trio.lowlevel.checkpoint()
 
-    async def _add_manifest(self, upload: _Upload, draft: Draft[FrozenT]) -> Published:
+    async def _add_manifest(self, upload: Upload, draft: Draft[FrozenT]) -> Published:
         before = draft.published
         base = None if draft.is_full or before is None or before.manifest is None else ManifestRef(*before.manifest)
         segments, frames = self._frame_places(upload, draft)
@@ -269,7 +269,7 @@ class Writeback(Generic[FrozenT]):
             taken_ns=manifest.taken_ns,
         )
 
-    def _frame_places(self, upload: _Upload, draft: Draft[FrozenT]) -> tuple[list[SegmentRef], list[FramePlace]]:
+    def _frame_places(self, upload: Upload, draft: Draft[FrozenT]) -> tuple[list[SegmentRef], list[FramePlace]]:
         """The segments and frames that hold the draft's chunks, chunks of one frame together."""
         frames: dict[tuple[str, int, int, int], list[ChunkId]] = {}
         for cid in draft.iter_chunks():
@@ -306,7 +306,7 @@ class Writeback(Generic[FrozenT]):
         return min(times, default=None)
 
 
-class _Upload:
+class Upload:
     """The segments of one publishing: filled one after another, each put when it is full."""
 
     def __init__(self, store: ObjectStore, envelope: Envelope, publisher: Publisher) -> None:

@@ -402,6 +402,11 @@ class Sealer:
                 # A session that was loaded meanwhile names them again, and the remote is where they are.
                 self._forget_places([cid for cid in dead if not self._references.is_held(cid)])
 
+    async def rewrite_mixed(self) -> None:
+        """Have no dead chunk in a frame with others, so that none travels with them. Raises LocalStoreError."""
+        async with self._busy:
+            await self._request(ScrubRequest())
+
     async def scrub(self, target: Path) -> int:
         """Leave no byte of chunks that nothing names in `chunks/`, using the directory *target* on the way; returns how
         many damaged frames had to stay. Nothing is sealed or fetched meanwhile; reading goes on. Raises

@@ -67,9 +67,11 @@ class StoreRequest(msgspec.Struct, frozen=True, tag="store"):
 
 
 class ScrubRequest(msgspec.Struct, frozen=True, tag="scrub"):
-    """Rewrite every frame that holds a dead chunk, then write all that is left into a new environment at *target*."""
+    """Rewrite every frame that holds a dead chunk; then, if *target* is given, write all that is left into a new
+    environment in that directory.
+    """
 
-    target: str
+    target: str = ""
 
 
 class SourceStamp(msgspec.Struct, frozen=True, array_like=True):

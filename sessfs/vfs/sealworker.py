@@ -73,17 +73,18 @@ class SealProcess:
             self._writer.commit()
             return Reply()
         if isinstance(request, ScrubRequest):
-            return self._scrub(Path(request.target))
+            return self._scrub(request.target)
         self._writer.added.clear()
         files = [self._seal(file) for file in request.files]
         self._writer.commit()
         return Reply(files=files, added=[bytes(cid) for cid in self._writer.added])
 
-    def _scrub(self, target: Path) -> Reply:
-        """Nothing may be written from here on until this process has ended: *target* would lack it."""
+    def _scrub(self, target: str) -> Reply:
+        """With a *target*, nothing may be written from here on until this process has ended: *target* would lack it."""
         damaged = self._writer.rewrite_mixed()
         self._writer.commit()
-        self._db.rewrite_into(target)
+        if target:
+            self._db.rewrite_into(Path(target))
         return Reply(damaged=damaged)
 
     def _seal(self, file: SealFile) -> SealedFile:

@@ -9,20 +9,24 @@ import time
 import uuid
 from typing import TYPE_CHECKING
 
+import boto3
 import pytest
 import trio
 
-from sessfs.errors import RemoteConflict, RemoteCorrupt, RemoteDenied, RemoteMissing
+from sessfs.errors import RemoteConflict, RemoteCorrupt, RemoteDenied, RemoteMissing, RemoteUnsuitable
 from sessfs.remote.directory import DirectoryStore
 from sessfs.remote.objectstore import KEY_MAX_BYTES, Limited, ObjectStore, iter_keys
 from sessfs.remote.probe import probe
 from sessfs.remote.retrying import Retrying, RetryPolicy
 from sessfs.remote.urls import open_remote
 from tests.support.memorystore import MemoryStore
+from tests.support.s3servers import KEY_ID, SECRET
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
+
+    from tests.support.s3servers import Endpoint
 
 pytest_plugins = ["tests.support.s3fixtures"]
 
@@ -354,3 +358,36 @@ async def test_probe_finds_stores_without_conditions(conditions: str) -> None:
     memory = MemoryStore(conditions)
     assert (await probe(memory)).conditional_writes is False
     assert memory.objects == {}
+
+
+async def test_old_versions_are_deleted_where_a_bucket_keeps_them(
+    s3_endpoint: Callable[[str], Endpoint],
+) -> None:
+    endpoint, bucket = s3_endpoint("moto"), f"versions-{uuid.uuid4()}"
+    endpoint.make_bucket(bucket)
+    client = boto3.session.Session(KEY_ID, SECRET, region_name="us-east-1").client("s3", endpoint_url=endpoint.url)
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    async with open_remote(endpoint.settings(bucket, "some/prefix"), IMPATIENT) as remote:
+        for body in (b"one", b"two"):
+            for key in ("nodes/a", "nodes/b", "sessions/x"):
+                await remote.store.put(key, body)
+        await remote.store.delete(["nodes/b"])
+        assert await remote.store.delete_old_versions(lambda key: key.startswith("nodes/")) == 4
+        assert (await remote.store.get("nodes/a")).body == b"two"
+    left = client.list_object_versions(Bucket=bucket)
+    assert sorted((one["Key"], one["IsLatest"]) for one in left["Versions"]) == [
+        ("some/prefix/nodes/a", True),
+        ("some/prefix/sessions/x", False),
+        ("some/prefix/sessions/x", True),
+    ]
+    assert "DeleteMarkers" not in left
+    client.close()
+
+
+async def test_stores_without_versions_have_no_old_ones(store: ObjectStore, request: pytest.FixtureRequest) -> None:
+    await store.put("k", b"one")
+    await store.put("k", b"two")
+    try:
+        assert await store.delete_old_versions(lambda key: True) == 0
+    except (RemoteUnsuitable, RemoteDenied):
+        assert "rclone" in request.node.name

@@ -87,3 +87,19 @@ def test_wrong_places_are_named(mounted: Mounted, session: Path, tmp_path: Path)
     assert mounted.sessfs("check", str(mounted.path), check=False).returncode == 2
     assert mounted.sessfs("check", str(tmp_path), "--at", "1", check=False).returncode == 2
     assert mounted.sessfs("check", str(session), "--at", "99", check=False).returncode == 2
+
+
+def test_session_in_a_remote_is_checked_without_a_mount(tmp_path: Path) -> None:
+    remote = f"file://{tmp_path}"
+    with Mounted(options=["--remote", remote, "--interval", "600s"]) as mounted:
+        session = mounted.path / "user1"
+        (session / "session" / "Default").mkdir(parents=True)
+        (session / "session" / "Local State").write_text("{}")
+        mounted.sessfs("snapshot", str(session))
+        (session / "session" / "Local State").write_text("{")
+        mounted.sessfs("sync", str(mounted.path))
+        done = mounted.sessfs("check", "user1", "--remote", remote, "--json", check=False)
+        assert (done.returncode, json.loads(done.stdout)["files"][0]["path"]) == (21, "session/Local State")
+        mounted.umount()
+        mounted.sessfs("check", "user1", "--remote", remote, "--at", "1")
+        mounted.mount()

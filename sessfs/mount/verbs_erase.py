@@ -1,0 +1,122 @@
+"""The control verb `remove`: a session goes, or with `purge` everything that only it had."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import trio
+
+from sessfs.errors import SessfsError
+from sessfs.local.policy import PolicyTable, SessionLimits
+from sessfs.sessions.erasing import Purger
+from sessfs.sync.erasing import RemoteEraser
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sessfs.mount.control import Progress, Verb
+    from sessfs.mount.lives_side import LivesSide
+    from sessfs.mount.remote_side import RemoteSide
+    from sessfs.sessions.trash import Trash
+    from sessfs.vfs.volume import Volume
+
+SHOW_S = 0.25
+LOG_NAMES = ("sessfs.log", "sessfs.log.1")
+
+
+def build_eraser(remote: RemoteSide, volume: Volume) -> RemoteEraser:
+    """Of a mount's remote."""
+    return RemoteEraser(
+        remote.repository.remote.store,
+        remote.repository.envelope,
+        volume.hash_key,
+        remote.gate,
+        volume.places,
+        busy=remote.writeback.busy,
+        publish=remote.writeback.publish,
+        commit=volume.committer.commit,
+        bring_here=remote.collector.bring_here,
+        is_held=volume.references.is_held,
+        settle_reads=remote.chunks.settle,
+        clock_ns=time.time_ns,
+    )
+
+
+class EraseVerbs:
+    """`remove`."""
+
+    def __init__(self, volume: Volume, side: LivesSide, remote: RemoteSide | None, trash: Trash) -> None:
+        self._trash = trash
+        self._volume = volume
+        self._lives = side.lives
+        self._remote = remote
+        eraser = build_eraser(remote, volume) if remote is not None else None
+        self._purger = Purger(volume, side.lives, side.history, eraser, list_all=self._list_all)
+        self._busy = trio.Lock()
+
+    def verbs(self) -> dict[str, Verb]:
+        """By name."""
+        return {"remove": self._remove}
+
+    async def _list_all(self) -> None:
+        if self._remote is not None:
+            async for _ in self._remote.sessions.iter_pages():
+                pass
+
+    async def _remove(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
+        """*session*: its name; *purge*: leave nothing of it, instead of putting it into the trash."""
+        name = os.fsencode(params["session"])
+        if not params.get("purge"):
+            await self._lives.locate(name)
+            self._trash.put(name)
+            await self._lives.settled()
+            return {"session": params["session"], "purged": False}
+        if self._remote is not None:
+            self._remote.gate.require_open()
+        async with self._busy:
+            return {"purged": True, **await self._purge(name, progress)}
+
+    async def _purge(self, name: bytes, progress: Progress) -> dict[str, Any]:
+        step = {"stage": "starting", "done": 0, "total": 0}
+
+        def note(stage: str, done: int, total: int) -> None:
+            step.update(stage=stage, done=done, total=total)
+
+        async def show() -> None:
+            while True:
+                await progress(step)
+                await trio.sleep(SHOW_S)
+
+        # Before both databases are written anew.
+        PolicyTable(self._volume.meta).change_session_limits(name, msgspec.structs.asdict(SessionLimits()))
+        failed: SessfsError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(show)
+            try:
+                report = await self._purger.purge(name, note)
+            except SessfsError as exc:
+                failed = exc
+            nursery.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+        for log in LOG_NAMES:
+            redact(self._volume.state.path / log, name)
+        answer: dict[str, Any] = msgspec.to_builtins(report)
+        return answer
+
+
+def redact(log: Path, name: bytes) -> None:
+    """Put as many `*` in the place of a session's *name* wherever the file has it as a word; fine without a file."""
+    try:
+        content = log.read_bytes()
+    except FileNotFoundError:
+        return
+    word = re.compile(rb"(?<![\w.-])" + re.escape(name) + rb"(?![\w-])(?!\.\w)")
+    with log.open("r+b") as file:
+        for found in word.finditer(content):
+            os.pwrite(file.fileno(), b"*" * len(name), found.start())
+        os.fsync(file.fileno())
