@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PIECE_AVG_BYTES = 1024
+HEAD_BYTES = 64
+"""Pieces that begin with the same bytes count as the same: where they begin is decided by their content, too."""
 PIECES_ALIKE = 2
 """So many pieces in common put a chunk behind another."""
 
@@ -32,7 +34,7 @@ class Likeness:
         )
 
     def _pieces(self, chunk: bytes) -> list[int]:
-        return [hash(chunk[p.offset : p.offset + p.length]) for p in self._cdc.cut_buf(chunk)]
+        return [hash(chunk[p.offset : p.offset + HEAD_BYTES]) for p in self._cdc.cut_buf(chunk)]
 
     def order(self, chunks: Sequence[bytes]) -> list[int]:
         """The indices of *chunks*, each once: in the order given, but for those that resemble an earlier one, which

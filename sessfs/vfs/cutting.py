@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from sessfs.format.chunk import CHUNK_MAX_BYTES, Cutter
 from sessfs.format.recipe import encode_extent, encode_hole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sessfs.format.chunk import Cutter
     from sessfs.types import ChunkId
 
-WINDOW_BYTES = 4 << 20
+WINDOW_BYTES = 1 << 20
 HOLE_MIN_BYTES = 64 * 1024
 """Shorter holes are stored as zeros: an extent a hole would cost more than it saves."""
 
@@ -36,28 +36,39 @@ def iter_regions(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool
         yield data_from, end, True
 
 
-def cut_range(fd: int, start: int, end: int, cutter: Cutter, add: Callable[[memoryview], ChunkId]) -> Iterator[bytes]:
-    """The packed extents of bytes [start, end) of a file; *add* takes each chunk, and names it. Raises EOFError when
-    the file ends before.
+class RangeCutter:
+    """Cuts ranges of files, one at a time: it has one buffer, since a new one for each window would cost more than
+    reading it does.
     """
-    for low, high, has_data in iter_regions(fd, start, end):
-        if has_data:
-            yield from _cut_data(fd, low, high, cutter, add)
-        else:
-            yield encode_hole(high - low)
 
+    def __init__(self) -> None:
+        self._cutter = Cutter()
+        self._buffer = memoryview(bytearray(WINDOW_BYTES + CHUNK_MAX_BYTES))
 
-def _cut_data(fd: int, start: int, end: int, cutter: Cutter, add: Callable[[memoryview], ChunkId]) -> Iterator[bytes]:
-    carry = b""
-    at = start
-    while at < end:
-        window = os.pread(fd, min(WINDOW_BYTES, end - at), at)
-        if not window:
-            raise EOFError
-        at += len(window)
-        held = carry + window if carry else window
-        pieces = list(cutter.cut(held))
-        # The last piece ends where the window does, not where the content says: it goes on with the next window.
-        carry = bytes(pieces.pop()) if at < end else b""
-        for piece in pieces:
-            yield encode_extent(add(piece), len(piece))
+    def cut(self, fd: int, start: int, end: int, add: Callable[[memoryview], ChunkId]) -> Iterator[bytes]:
+        """The packed extents of bytes [start, end) of a file; *add* takes each chunk, which it must copy, and names it.
+        To be used up before the next range. Raises EOFError when the file ends before.
+        """
+        for low, high, has_data in iter_regions(fd, start, end):
+            if has_data:
+                yield from self._cut_data(fd, low, high, add)
+            else:
+                yield encode_hole(high - low)
+
+    def _cut_data(self, fd: int, start: int, end: int, add: Callable[[memoryview], ChunkId]) -> Iterator[bytes]:
+        buffer, held, at = self._buffer, 0, start
+        while at < end:
+            got = os.preadv(fd, [buffer[held : held + min(WINDOW_BYTES, end - at)]], at)
+            if not got:
+                raise EOFError
+            at += got
+            held += got
+            pieces = list(self._cutter.cut(buffer[:held]))
+            # The last piece ends where the window does, not where the content says: it goes on with the next window.
+            last = pieces.pop() if at < end else None
+            for piece in pieces:
+                yield encode_extent(add(piece), len(piece))
+            held = 0
+            if last is not None:
+                held = len(last)
+                buffer[:held] = bytes(last)

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sessfs.errors import StoreCorrupt
-from sessfs.format.chunk import FRAME_TARGET_BYTES, Cutter, FrameCodec, chunk_id, verify_chunk
+from sessfs.format.chunk import FRAME_TARGET_BYTES, FrameCodec, chunk_id, verify_chunk
 from sessfs.format.likeness import Likeness
 from sessfs.format.recipe import Recipe
 from sessfs.local.chunkstore import FRAME_KEY, FRAMES, decode_frame_record, find_place
 from sessfs.types import ChunkId, FrameNo
-from sessfs.vfs.cutting import WINDOW_BYTES, cut_range
+from sessfs.vfs.cutting import WINDOW_BYTES
 from sessfs.vfs.sealjobs import Reply, SealedFile, SourceStamp
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from sessfs.format.chunk import Buffer
     from sessfs.local.chunkwriter import ChunkWriter
     from sessfs.local.db import Database
+    from sessfs.vfs.cutting import RangeCutter
     from sessfs.vfs.sealjobs import CompareRequest, IngestRequest, SourceRange
 
-INGEST_LEVEL = 3
-"""With likeness, 8 % smaller than the background's level without, at less than half of its time: bench/README.md."""
+INGEST_LEVEL = 2
+"""In order of likeness 9 % smaller than level 6 without, in a third of the time: bench/README.md."""
 GATHER_BYTES = 128 << 20
 """New chunks are put in order in lots of this size: about one profile, with tables that a compaction left behind."""
 COMPRESSING_BYTES = 128 << 20
@@ -73,12 +74,11 @@ def open_source(source: SourceRange) -> Iterator[int]:
 class IngestWork:
     """One thread calls; threads of its own compress and hash."""
 
-    def __init__(self, db: Database, writer: ChunkWriter, key: bytes, level: int = INGEST_LEVEL) -> None:
+    def __init__(self, db: Database, writer: ChunkWriter, cutter: RangeCutter, key: bytes) -> None:
         self._db = db
         self._writer = writer
         self._key = key
-        self._level = level
-        self._cutter = Cutter()
+        self._cutter = cutter
         self._likeness = Likeness()
         self._gathered: dict[ChunkId, bytes] = {}
         self._gathered_bytes = 0
@@ -89,6 +89,7 @@ class IngestWork:
         self._added: list[ChunkId] = []
         self._threads: ThreadPoolExecutor | None = None
         self._codecs: queue.SimpleQueue[FrameCodec] = queue.SimpleQueue()
+        self._buffers: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._sound: set[ChunkId] = set()
         """Chunks that were read back."""
 
@@ -113,7 +114,7 @@ class IngestWork:
     def _cut(self, source: SourceRange) -> bytes:
         with open_source(source) as fd:
             try:
-                return b"".join(cut_range(fd, source.start, source.end, self._cutter, self._gather))
+                return b"".join(self._cutter.cut(fd, source.start, source.end, self._gather))
             except OSError as exc:
                 raise SourceChanged(f"it can't be read: {exc.strerror}") from exc
 
@@ -154,9 +155,9 @@ class IngestWork:
         if self._threads is None:
             number = min(len(os.sched_getaffinity(0)), MAX_THREADS)
             self._threads = ThreadPoolExecutor(number)
-            self._codecs = queue.SimpleQueue()
             for _ in range(number):
-                self._codecs.put(FrameCodec(self._level))
+                self._codecs.put(FrameCodec(INGEST_LEVEL))
+                self._buffers.put(memoryview(bytearray(WINDOW_BYTES)))
         return self._threads
 
     def _encode(self, frame: list[bytes]) -> bytes:
@@ -190,6 +191,7 @@ class IngestWork:
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
+            self._codecs, self._buffers = queue.SimpleQueue(), queue.SimpleQueue()
         return Reply(process=os.getpid())
 
     # -- compare
@@ -220,29 +222,29 @@ class IngestWork:
         return self._each(index, source, check)
 
     def _check_source(self, fd: int, source: SourceRange) -> None:
-        at, held, start = source.start, b"", source.start
-        for extent in Recipe(source.recipe):
-            end = source.start + extent.end
-            if extent.is_hole:
-                self._check_zeros(fd, at, end)
-            else:
-                if end > start + len(held):
-                    start, held = at, os.pread(fd, max(WINDOW_BYTES, end - at), at)
-                piece = memoryview(held)[at - start : end - start]
-                if chunk_id(self._key, piece) != extent.chunk:
+        buffer = self._buffers.get()
+        try:
+            start = held = 0
+            for extent in Recipe(source.recipe):
+                at, end = source.start + extent.start, source.start + extent.end
+                if extent.is_hole:
+                    self._check_zeros(fd, at, end, buffer)
+                    continue
+                if end > start + held:
+                    start, held = at, os.preadv(fd, [buffer], at)
+                if chunk_id(self._key, buffer[at - start : end - start]) != extent.chunk:
                     raise SourceChanged(f"bytes {at} to {end} are not what was stored")
-            at = end
-        if at != source.end:
-            raise SourceChanged(f"{at - source.start} of {source.end - source.start} bytes were stored")
+        finally:
+            self._buffers.put(buffer)
 
     @staticmethod
-    def _check_zeros(fd: int, start: int, end: int) -> None:
+    def _check_zeros(fd: int, start: int, end: int, buffer: memoryview) -> None:
         at = start
         while at < end:
-            window = os.pread(fd, min(WINDOW_BYTES, end - at), at)
-            if not window or window.count(0) != len(window):
+            got = os.preadv(fd, [buffer[: end - at]], at)
+            if not got or bytes(buffer[:got]) != bytes(got):
                 raise SourceChanged(f"bytes {start} to {end} are not what was stored")
-            at += len(window)
+            at += got
 
     def _read_back(self, wanted: set[ChunkId]) -> str:
         """What is wrong with the chunks in the store, if anything is. Frames are opened in threads, each once."""

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sessfs.errors import SessfsError
-from sessfs.format.chunk import Cutter
 from sessfs.local.chunkstore import CHUNK_TABLES
 from sessfs.local.chunkwriter import ChunkWriter
 from sessfs.local.db import Database
 from sessfs.local.memory import bound_heap
 from sessfs.types import ChunkId
-from sessfs.vfs.cutting import cut_range
+from sessfs.vfs.cutting import RangeCutter
 from sessfs.vfs.ingestwork import IngestWork
 from sessfs.vfs.sealjobs import (
     CompareRequest,
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
     from sessfs.vfs.sealjobs import Span
 
 NICE = 10
+SWITCH_INTERVAL_S = 0.0005
+"""A thread that has compressed a frame gets the interpreter for the next this soon; 5 ms would be twice that work."""
 
 
 class SealProcess:
@@ -51,8 +52,8 @@ class SealProcess:
     def __init__(self, hello: Hello) -> None:
         self._db = Database(Path(hello.chunks_path), CHUNK_TABLES, hello.map_size_bytes)
         self._writer = ChunkWriter(self._db, hello.key, hello.level)
-        self._cutter = Cutter()
-        self._ingest = IngestWork(self._db, self._writer, hello.key)
+        self._cutter = RangeCutter()
+        self._ingest = IngestWork(self._db, self._writer, self._cutter, hello.key)
 
     def handle(self, request: Task) -> Reply:
         """Do it, and, but for an ingest, make it durable."""
@@ -105,7 +106,7 @@ class SealProcess:
         return SealedFile(file.ino, file.version, b"".join(parts))
 
     def _cut(self, fd: int, span: Span) -> Iterator[bytes]:
-        return cut_range(fd, span.start, span.end, self._cutter, self._writer.add)
+        return self._cutter.cut(fd, span.start, span.end, self._writer.add)
 
     def close(self) -> None:
         """Close the environment."""
@@ -118,6 +119,7 @@ def main() -> None:
     """
     os.nice(NICE)
     bound_heap()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     source, target = sys.stdin.buffer, sys.stdout.buffer
     body = read_message(source)
     if body is None:
