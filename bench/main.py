@@ -22,6 +22,7 @@ from bench import (
     disk,
     empty,
     fiojobs,
+    imports,
     install,
     machine,
     many,
@@ -43,10 +44,10 @@ if TYPE_CHECKING:
 HERE: Final = Path(__file__).resolve().parent
 GROUPS: Final = (
     "files", "fsyncs", "streams", "cold", "memory", "chrome", "sent", "background", "empty", "replay", "upload", "many",
-    "six", "fio",
+    "import", "six", "fio",
 )  # fmt: skip
 FULL_ONLY: Final = ("six", "fio")
-PAGE_GROUPS: Final = ("chrome", "sent", "background", "empty", "six")
+PAGE_GROUPS: Final = ("chrome", "sent", "background", "empty", "import", "six")
 SHORT_SIZES: Final = workloads.Sizes(
     files=600,
     fsyncs=300,
@@ -190,6 +191,7 @@ class Bench:
                 "sent": lambda _: chromes.sent(base, page),
                 "background": lambda _: background.background(base, page, rounds, probe_s),
                 "empty": lambda _: empty.empty_machine(base, page, rounds),
+                "import": lambda _: imports.imports(base, page, rounds, full=self._args.full),
             }
             self._in_turn(group, 1, ["sessfs"], actions[group])
 
@@ -225,6 +227,8 @@ def _prepare(args: argparse.Namespace) -> None:
         wanted["strace"] = "strace"
     if "six" in args.only:
         wanted |= {"restic": "restic", "borg": "borgbackup"}
+    if "import" in args.only:
+        wanted |= {"restic": "restic", "zstd": "zstd"}
     install.packages(wanted)
 
 

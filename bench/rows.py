@@ -137,9 +137,19 @@ ROWS: Final = (
         "MB",
         (_most(None, 200.0),),
     ),
+    Row("import_mb", "profiles that Chrome made, to be imported (full run: six)", "MB"),
+    Row("import_s", "`sessfs import` of these, every byte compared", "s"),
+    Row("import_unverified_s", "`sessfs import` of these, --no-verify", "s"),
+    Row("import_restic_s", "`restic backup` of these", "s"),
+    Row("import_speed", "`restic backup` ÷ `sessfs import`, in time", "ratio", (_least(None, 2.0),)),
+    Row("import_stored", "these, as sessfs stores them", "MB"),
+    Row("import_restic_stored", "these, as restic stores them", "MB"),
+    Row("import_zstd", "these, as one stream of `zstd -15 --long=31`", "MB"),
+    Row("import_of_restic", "what sessfs stores ÷ what restic does", "ratio", (_most(None, 0.75),)),
+    Row("import_of_zstd", "what sessfs stores ÷ the zstd stream", "ratio", (_most(None, 1.2),)),
 )
 
-NOT_THERE_YET: Final = (("`sessfs import` of six profiles, against restic", "import"),)
+NOT_THERE_YET: Final[tuple[tuple[str, str], ...]] = ()
 """(row, what it waits for)."""
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 REFUSED_EXIT_CODE = 1
+SHOWN = 3
 Source = Annotated[
     Path, typer.Argument(metavar="SRC", help="A tree of sessions, one profile, a tar or a zip; see docs/operate.md.")
 ]
@@ -101,8 +102,13 @@ def _call_with_bar(state_dir: Path, params: dict[str, Any]) -> dict[str, Any]:
 def _print(report: ImportReport, mountpoint: Path) -> None:
     for session in report.sessions:
         output.print_line(_line(session))
+    by_reason: dict[str, list[str]] = {}
     for what in report.left_out:
-        output.print_line(f"left out: {what}")
+        path, _, reason = what.rpartition(": ")
+        by_reason.setdefault(reason, []).append(path)
+    for reason, paths in by_reason.items():
+        more = f" and {len(paths) - SHOWN} more" if len(paths) > SHOWN else ""
+        output.print_line(f"left out, {reason}: {', '.join(paths[:SHOWN])}{more}")
     taken = [session for session in report.sessions if session.outcome is not Outcome.REFUSED]
     parts = [f"{len(taken)} of {len(report.sessions)} sessions", output.format_size(report.total_bytes)]
     if any(session.outcome is Outcome.IMPORTED for session in taken):

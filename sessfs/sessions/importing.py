@@ -51,6 +51,9 @@ class Home(Protocol):
     def install(self, name: bytes, manifest: Manifest) -> Ino:
         """A new session of a full manifest whose chunks are here and pinned; PosixError(EEXIST)."""
 
+    async def settled(self) -> None:
+        """Return once what was installed is durable, and the kernel knows of it."""
+
 
 class Importer:
     """Imports into one open volume, mounted or not. One import at a time: a second one waits for the first."""
@@ -190,6 +193,7 @@ class _Run:
             elif self._options.dry_run:
                 job.report.outcome = Outcome.PLANNED
             else:
+                self._check_limit()
                 await self._storing.gather(job)
         except Refused as exc:
             job.refuse(self._show(os.fsencode(str(exc))))
@@ -228,7 +232,7 @@ class _Run:
                     job.refuse(self._show(os.fsencode(str(exc))))
             self._storing.release(job)
         self._group = []
-        await self._volume.committer.commit()
+        await self._home.settled()
 
     async def _install(self, job: Job) -> None:
         if self._options.verify:
@@ -236,6 +240,7 @@ class _Run:
         again = await self._scan(job.found.source)
         if again.seen != job.found.seen:
             raise Refused("it changed while it was imported: end what writes there, then import again")
+        self._check_limit()
         self._crash_point("install")
         try:
             self._home.install(job.found.source.name, job.manifest(self._clock_ns()))
@@ -243,6 +248,15 @@ class _Run:
             raise Refused(f"it can't be made: {exc}") from exc
         job.report.new_bytes = job.count_new()
         self._crash_point("installed")
+
+    def _check_limit(self) -> None:
+        """Raises Refused when one more session is one too many."""
+        quota = self._volume.namespace.quota
+        if quota is not None:
+            try:
+                quota.add_session()
+            except PosixError as exc:
+                raise Refused(f"a limit says no: {exc}") from exc
 
     async def _advance(self, stage: str, job: Job, size_bytes: int) -> None:
         self._done_bytes += size_bytes

@@ -246,6 +246,15 @@ def test_mount_answers_while_it_imports(mount: Mounted, tmp_path: Path, started:
     assert slowest_s < 2.0
 
 
+def test_import_keeps_to_the_limit_of_sessions(mount: Mounted, tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 2, SHAPE)
+    mount.sessfs("limit", str(mount.path), "--max-sessions", "1")
+    report = run_import(mount, tmp_path / "tree", code=1)
+    assert outcomes(report) == {"user1": "imported", "user2": "refused"}
+    assert "a limit says no: " in report["sessions"][1]["reason"]
+    assert os.listdir(mount.path) == ["user1"]
+
+
 def test_imported_sessions_are_restored_from_the_bucket(tmp_path: Path) -> None:
     users = make_tree(tmp_path / "tree", 2, SHAPE)
     (tmp_path / "bucket").mkdir()
