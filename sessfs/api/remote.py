@@ -76,7 +76,10 @@ class RemoteStore(Store):
 
     def _history(self, name: bytes) -> list[SnapshotRecord]:
         kept = self._portal.call(self._bucket.kept, name)
-        return [SnapshotRecord(sequence=one.sequence, taken_ns=one.taken_ns, mark=one.mark) for one in kept]
+        return [
+            SnapshotRecord(sequence=one.sequence, taken_ns=one.taken_ns, mark=one.mark, verdict=one.verdict)
+            for one in kept
+        ]
 
     def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
         """See Store: a remote is only read."""

@@ -1,4 +1,4 @@
-"""`sessfs history`, `snapshot`, `rollback` and `clone`: the past of a session, and copies of it."""
+"""`sessfs snapshot`, `rollback` and `clone`: the past of a session, and copies of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import typer
 from sessfs.cli import looking, output
 from sessfs.errors import UsageError
 from sessfs.mount import control, mountinfo, preflight
-from sessfs.mount.mountinfo import mount_of
 
 ANSWER_TIMEOUT_S = 600.0
 """A snapshot of a large session, or an upload, may take that long."""
@@ -24,31 +23,19 @@ Session = Annotated[
 
 def session_of(place: Path) -> tuple[Path, str]:
     """(mountpoint, session's name) of the directory *place*. Raises NotMounted, UsageError; touches no mount."""
-    mountpoint = mount_of(place)
+    mountpoint = mountinfo.mount_of(place)
     inside = mountinfo.resolve(Path(os.path.abspath(place))).relative_to(mountpoint)
     if len(inside.parts) != 1:
         raise UsageError(f"{place} is not a session: sessions are the directories directly in {mountpoint}")
     return mountpoint, inside.parts[0]
 
 
-def _ask(place: Path, verb: str, **params: Any) -> dict[str, Any]:
+def ask(place: Path, verb: str, **params: Any) -> dict[str, Any]:
+    """What the daemon answers of the session whose directory *place* is. Raises NotMounted, UsageError, DaemonError."""
     mountpoint, session = session_of(place)
     state_dir = preflight.find_state(mountpoint)
     asked = {"session": session, **params}
     return control.call(state_dir, verb, asked, timeout_s=ANSWER_TIMEOUT_S, on_progress=None)
-
-
-def history(session: Session, as_json: Json = False) -> None:
-    """List the kept snapshots of SESSION, oldest first: number, time, mark, and what `sessfs check` found."""
-    answer = _ask(session, "history")
-    if as_json:
-        output.print_json(answer)
-        return
-    rows = [
-        (str(one["sequence"]), str(one["taken"] or "-"), one["verdict"] or "-", one["mark"])
-        for one in answer["snapshots"]
-    ]
-    output.print_table(("SNAPSHOT", "TAKEN", "CHECKED", "MARK"), rows, right=(0,))
 
 
 def snapshot(
@@ -65,7 +52,7 @@ def snapshot(
     """Take a snapshot of SESSION as it is now; with a remote, return when it is there."""
     if number is not None and mark is None:
         raise UsageError("which mark shall the snapshot have? Give --mark WORD, or --mark '' to unmark it")
-    answer = _ask(session, "snapshot", sequence=number, mark=mark or "")
+    answer = ask(session, "snapshot", sequence=number, mark=mark or "")
     if as_json:
         output.print_json(answer)
     else:
@@ -85,7 +72,7 @@ def rollback(
 
     Exit 17, naming the processes, while a file of the session is open.
     """
-    answer = _ask(session, "rollback", sequence=number)
+    answer = ask(session, "rollback", sequence=number)
     if as_json:
         output.print_json(answer)
     else:
@@ -100,7 +87,7 @@ def clone(
     """Make a new session with the content of SESSION as it is now. Both share every chunk."""
     if "/" in new_name or new_name in ("", ".", ".."):
         raise UsageError(f"{new_name!r} is not a name: give one without /, the clone lies beside the session")
-    _ask(session, "clone", new_name=new_name)
+    ask(session, "clone", new_name=new_name)
     if as_json:
         output.print_json({"session": new_name})
     else:

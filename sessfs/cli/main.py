@@ -25,7 +25,7 @@ VERBS = (
     ("trash", "expiring"),
     ("check", "opening"),
     ("rm", "removing"),
-    ("history", "histories"),
+    ("history", "recalling"),
     ("snapshot", "histories"),
     ("rollback", "histories"),
     ("clone", "histories"),

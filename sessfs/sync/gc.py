@@ -371,7 +371,11 @@ class _Run:
         )
 
     def _notes(self, view: View, writer: str | None) -> list[str]:
-        notes = []
+        notes = [
+            f"{root.where} names a snapshot of session {root.session.decode(errors='replace')} whose manifest is gone: "
+            "run `sessfs fsck --remote`"
+            for root in self._live.lost
+        ]
         if writer is not None:
             notes.append(f"{writer}: segments are only marked, and deleted by its own daily collection")
         unsettled = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from sessfs.errors import RemoteMissing
 from sessfs.format.manifest import SegmentRef, chunk_places
 from sessfs.sync import remote_index
 from sessfs.sync.remote_index import Ranges
@@ -36,6 +37,8 @@ class Liveness:
     def __init__(self) -> None:
         self.ranges: dict[SegmentRef, Ranges] = {}
         self.latest: dict[bytes, ManifestRef] = {}
+        self.lost: list[Root] = []
+        """Kept snapshots that the bucket names and lacks."""
         self._users: dict[SegmentRef, set[bytes]] = {}
         self._fixed: set[SegmentRef] = set()
         """Segments that a replaced node refers to: its manifests nobody can publish anew. Nor can those of kept
@@ -49,7 +52,14 @@ class Liveness:
         cache: Cache = {}
         marked: set[ManifestRef] = set()
         for root in roots:
-            chain = await remote_index.read_chain(store, envelope, root.ref, cache)
+            try:
+                chain = await remote_index.read_chain(store, envelope, root.ref, cache)
+            except RemoteMissing:
+                if root.kind != "kept":
+                    raise
+                # It can't be had any more: nothing is lost by collecting the rest of it.
+                self.lost.append(root)
+                continue
             if root.kind == "latest":
                 self.latest[root.session] = root.ref
                 self._mark_frames(remote_index.merge_chain(chain), root)

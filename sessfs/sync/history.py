@@ -185,18 +185,19 @@ class History:
         return decode_manifest(encoded, f"snapshot {sequence} of session {self._name(session)}")
 
     def kept_of(self, name: bytes) -> Kept | None:
-        """What the remote is to keep of the session, oldest first; None when the session is not here, or not known to
-        be published.
+        """What the remote is to keep of the session, oldest first; None when that is not known here: the session was
+        never loaded, or not yet compared with the remote after another node had it. One that hibernates is known.
         """
         dentry = self._inodes.find_dentry(ROOT_INO, name)
         published = self._places.published(dentry.ino) if dentry is not None else None
-        if dentry is None or published is None or published.manifest is None or published.name != name:
+        if dentry is None or published is None or published.name != name:
             return None
-        return [
+        found = [
             KeptSnapshot(sequence, one.taken_ns, ManifestRef(*one.manifest), one.mark, _verdict(one.verdict))
-            for sequence, one in self._entries(dentry.ino)
+            for sequence, one in self._table.entries(dentry.ino)
             if one.manifest is not None
         ]
+        return found or None
 
     # -- changing
 

@@ -112,7 +112,11 @@ class LocalSnapshots(Generic[FrozenT]):
                 self._cutter.end(round_)
             for draft in round_.drafts:
                 self._changes.settle(draft.session)
-                self._prune(draft.session)
+                if self._inodes.find_session_name(draft.session) is None:
+                    # Removed meanwhile.
+                    self._end(draft.session)
+                else:
+                    self._prune(draft.session)
             for gone in round_.removed:
                 self._end(gone)
             if round_.damage is not None:

@@ -106,6 +106,9 @@ class SessionDirectory:
     def distrust(self) -> None:
         """Another node has held the prefix since this state was written: compare each session at its next look-up."""
         self.unverified = {ino for ino, p in self._places.iter_published() if not p.stub}
+        for session, _ in list(self._places.iter_published()):
+            # What that node let go may be collected.
+            self._places.snapshots.clear_published(session)
         for name, dentry in list(self._inodes.iter_dentries(ROOT_INO)):
             # Also what is not known to be published: another node may have made a session of the same name.
             self.unverified.add(dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO)
@@ -204,6 +207,7 @@ class SessionDirectory:
         takes its place; changes made here that were never published stay, under a name that says so.
         """
         found = await self._catalogue.resolve(name)
+        snapshots = await self._catalogue.resolve_kept(name) if found is not None else []
         kept = await self._free_name(name) if self._is_changed(session) else b""
         if session not in self.unverified:
             return
@@ -215,6 +219,7 @@ class SessionDirectory:
         if published is None and (found is None or found[0] is None):
             return
         if found is not None and published is not None and self._is_known(published, found[0]):
+            self._take_snapshots(session, name, snapshots)
             return
         changes = self._inodes.changes
         if changes is not None and kept:
@@ -295,14 +300,17 @@ class SessionDirectory:
                 kept = await self._catalogue.resolve_kept(name)
                 manifest = await load_manifest(self._store, self._envelope, found[0])
                 self._install(session, name, manifest, found[0])
-                for one in kept:
-                    snapshot = Snapshot(one.taken_ns, one.manifest, one.mark, one.verdict, name=name)
-                    self._places.snapshots.put(session, one.sequence, snapshot)
+                self._take_snapshots(session, name, kept)
             else:
                 # Announced by a node that never published it: an empty session.
                 self._places.set_published(session, Published(name, found[1] if found else 0, None))
             self.stubs.discard(session)
         self._loading.pop(session, None)
+
+    def _take_snapshots(self, session: Ino, name: bytes, kept: list[KeptSnapshot]) -> None:
+        for one in kept:
+            snapshot = Snapshot(one.taken_ns, one.manifest, one.mark, one.verdict, name=name)
+            self._places.snapshots.put(session, one.sequence, snapshot)
 
     def _install(self, session: Ino, name: bytes, manifest: Manifest, ref: ManifestRef) -> None:
         Installer(self._inodes, self._references, session, manifest).run()

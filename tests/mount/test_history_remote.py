@@ -13,8 +13,6 @@ from tests.support.posix import noise, read_file, tree, write_file
 if TYPE_CHECKING:
     from pathlib import Path
 
-    Open = Any
-
 
 @pytest.fixture
 def remote(tmp_path: Path) -> Path:
@@ -66,8 +64,14 @@ def test_history_comes_back_from_the_bucket(remote: Path) -> None:
         held = life(first, 4)
         first.sessfs("snapshot", str(first.path / "user1"), "2", "--mark", "good times")
         before = tree(first.path / "user1")
+        last = history(first)
+        seen = run(first, "history", "user1", "--remote", f"file://{remote}")["snapshots"]
+        assert [(one["sequence"], one["mark"]) for one in seen] == [(one["sequence"], one["mark"]) for one in last]
         first.umount()
         first.fsck()
+    assert run(first, "history", "user1", "--remote", f"file://{remote}")["snapshots"] == last
+    done = first.sessfs("history", "nobody", "--remote", f"file://{remote}", check=False)
+    assert done.returncode == 2
     with mounted(remote) as second:
         check(second, held)
         assert [one["mark"] for one in history(second)] == ["", "good times", "", ""]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sessfs.errors import StoreCorrupt, UsageError
 from sessfs.format.envelope import PlainEnvelope
-from sessfs.format.segment import parse_segment_key
+from sessfs.format.segment import parse_segment_key, segment_key
 from sessfs.sync.bucket import Bucket, read_truth
 from sessfs.sync.gc import Options, collect
 from sessfs.sync.keeping import DAY_NS, HOUR_NS, Policy
@@ -441,3 +441,61 @@ async def test_rollback_is_published(tmp_path: Path) -> None:
         assert (await snapshot(machine, b"s"))[b"s/f"].content == held[7]
     for path in ("a", "b", "c"):
         assert_clean(tmp_path / path)
+
+
+async def test_a_node_that_comes_back_has_the_history_that_the_other_left(tmp_path: Path) -> None:
+    """The other let go of snapshots, and they are collected: who comes back must not name them again."""
+    store = MemoryStore()
+    clock = Clock()
+    async with open_machine(tmp_path / "a", store, policy=PLENTY, clock=clock) as machine:
+        machine.mkdir(b"s")
+        held = await life(machine, 0, 12)
+        machine.mkdir(b"t")
+        await machine.write(b"t/f", BODY)
+        await machine.publish()
+    last = max(held)
+    async with open_machine(tmp_path / "b", store, name="b", policy=ONLY_LATEST, clock=clock) as machine:
+        await machine.load_all()
+        session = machine.get(b"s").ino
+        machine.history.prune(session)
+        await machine.history.mark(session, last, "word")
+    for number in range(3):
+        await run_gc(store, number)
+    async with open_machine(tmp_path / "a", store, policy=PLENTY, clock=clock) as machine:
+        infos = await check(machine, {last: held[last]})
+        assert infos[0].mark == "word"
+        held = {last: held[last]} | await life(machine, 12, 2)
+        await check(machine, held)
+    for number in range(3, 6):
+        await run_gc(store, number)
+    async with open_machine(tmp_path / "c", store, name="c", policy=PLENTY, clock=clock) as machine:
+        await check(machine, held)
+
+
+async def test_a_session_that_hibernates_keeps_its_history(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store, policy=PLENTY) as machine:
+        machine.mkdir(b"s")
+        held = await life(machine, 0, 5)
+        session = machine.get(b"s").ino
+        machine.volume.namespace.empty_session(session)
+        machine.sessions.make_stub(session, b"s")
+        await machine.node.checkpoint()
+        assert [one.sequence for one in await read_history(store)] == sorted(held)
+        await check(machine, held)
+        machine.volume.namespace.empty_session(session)
+        machine.sessions.make_stub(session, b"s")
+    async with open_machine(tmp_path / "b", store, name="b", policy=PLENTY) as machine:
+        await check(machine, held)
+
+
+async def test_a_snapshot_whose_manifest_is_lost_does_not_stop_collection(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store, policy=PLENTY) as machine:
+        machine.mkdir(b"s")
+        await life(machine, 0, 12)
+    manifests = await read_history(store)
+    first = manifests[0].manifest
+    del store.objects[segment_key(first.node, first.segment)]
+    report = await collect(store, PlainEnvelope(), Options("run", 0.0))
+    assert any("whose manifest is gone" in note for note in report.notes)
