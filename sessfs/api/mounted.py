@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sessfs.api.records import SessionRecord, SnapshotRecord
-from sessfs.api.store import Store
+from sessfs.api.store import Session, Store, session_name
 from sessfs.errors import NotMounted
 from sessfs.mount import control, preflight, syscalls
 from sessfs.sessions.erasing import ErasureReport
 from sessfs.sessions.trees import DirectoryTree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from sessfs.api.store import PathLike
     from sessfs.sessions.trees import Tree
 
 ANSWER_TIMEOUT_S = 30.0
@@ -117,6 +118,33 @@ class MountedStore(Store):
         )
         sent: int = answer["uploaded_bytes"]
         return sent
+
+    def limits(
+        self, session: PathLike | None = None, changes: Mapping[str, int | None] | None = None
+    ) -> dict[str, Any]:
+        """See Store."""
+        name = os.fsdecode(session_name(session)) if session is not None else None
+        return self.call("limit", {"session": name, "set": dict(changes or {})}, timeout_s=LONG_TIMEOUT_S)
+
+    def expire(self, *, dry_run: bool = False, trust_clock: bool = False) -> dict[str, Any]:
+        """See Store."""
+        return self.call("expire", {"dry_run": dry_run, "trust_clock": trust_clock}, timeout_s=LONG_TIMEOUT_S)
+
+    def trash(self) -> list[dict[str, Any]]:
+        """See Store."""
+        found: list[dict[str, Any]] = self.call("trash_list", timeout_s=LONG_TIMEOUT_S)["trash"]
+        return found
+
+    def restore_from_trash(self, name: PathLike, as_name: PathLike | None = None) -> Session:
+        """See Store."""
+        params = {"name": os.fsdecode(name), "as_name": os.fsdecode(as_name) if as_name is not None else None}
+        return self.session(self.call("trash_restore", params, timeout_s=LONG_TIMEOUT_S)["name"])
+
+    def empty_trash(self, name: PathLike | None = None) -> list[str]:
+        """See Store."""
+        params = {"name": os.fsdecode(name) if name is not None else None}
+        gone: list[str] = self.call("trash_empty", params, timeout_s=LONG_TIMEOUT_S)["gone"]
+        return gone
 
 
 class _View(DirectoryTree):

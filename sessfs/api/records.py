@@ -29,6 +29,10 @@ class SessionRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Content that the remote lacks; None without a remote."""
     at_risk_seconds: float | None = None
     """How long the oldest of it has been waiting."""
+    last_use: str | None = None
+    """The last change, or when Chrome last opened a file of it, to the hour; RFC 3339, UTC."""
+    expires: str | None = None
+    """When it is due to expire unless it is used; None for never."""
 
 
 class SnapshotRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from sessfs.sessions.trees import Tree, normalize
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -85,6 +85,32 @@ class Store(ABC):
         it has not after *timeout_s*; *progress* gets `uploaded_bytes` and `pending_bytes` meanwhile.
         """
         raise self._cannot("sync")
+
+    def limits(
+        self, session: PathLike | None = None, changes: Mapping[str, int | None] | None = None
+    ) -> dict[str, Any]:
+        """The limits of the mount, or of one session, and what is used of them, as `sessfs limit --json` prints them;
+        first *changes* are set: `max_session_bytes` and so on → the limit, 0 for off, None for the default.
+        """
+        raise self._cannot("limit sessions")
+
+    def expire(self, *, dry_run: bool = False, trust_clock: bool = False) -> dict[str, Any]:
+        """A round of expiry, as `sessfs expire --json` prints it."""
+        raise self._cannot("expire sessions")
+
+    def trash(self) -> list[dict[str, Any]]:
+        """Removed sessions, as `sessfs trash list --json` prints them."""
+        raise self._cannot("look into the trash")
+
+    def restore_from_trash(self, name: PathLike, as_name: PathLike | None = None) -> Session:
+        """Give back the session of that name that was removed last. Raises UsageError when there is none, or the name
+        is taken.
+        """
+        raise self._cannot("restore from the trash")
+
+    def empty_trash(self, name: PathLike | None = None) -> list[str]:
+        """Remove for good what is in the trash, or what of it had that *name*; the names of what is gone."""
+        raise self._cannot("empty the trash")
 
     # -- for Session
 

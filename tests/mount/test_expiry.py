@@ -7,6 +7,10 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from sessfs import SessfsError, open_store
+from sessfs.errors import UsageError
 from tests.support.mounted import Mounted
 from tests.support.posix import errno_of, noise, read_file, tree, write_file
 
@@ -112,3 +116,20 @@ def test_expiry_needs_somewhere_to_go() -> None:
         refused = mounted.sessfs("mount", str(mounted.path), "--expire-days", "30", check=False)
         assert (refused.returncode, "--expire-action remove" in refused.stderr) == (2, True)
         mounted.mount()
+
+
+def test_the_api_does_what_the_commands_do() -> None:
+    with Mounted(options=["--expire-days", "30", "--expire-action", "remove"]) as mounted:
+        (mounted.path / "user1").mkdir()
+        with open_store(mounted.path) as store:
+            assert next(store.sessions()).expires is not None
+            answer = store.limits("user1", {"max_session_bytes": 1 << 20})
+            assert {row["limit"]: row["value"] for row in answer["limits"]}["max_session_bytes"] == 1 << 20
+            assert store.limits(changes={"max_sessions": 5})["sessions_with_their_own"] == ["user1"]
+            assert store.expire(dry_run=True)["sessions"] == []
+            assert (store.trash(), store.empty_trash()) == ([], [])
+            with pytest.raises(SessfsError, match="trash list"):
+                store.restore_from_trash("user1")
+        mounted.umount()
+        with open_store(mounted.state) as store, pytest.raises(UsageError, match="takes a mount"):
+            store.limits()

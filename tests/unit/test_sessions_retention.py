@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from sessfs.errors import UsageError
 from sessfs.sessions.retention import CAP_SHARE, HIBERNATE, REMOVE
@@ -383,3 +384,27 @@ async def test_trash_outlives_the_machine(tmp_path: Path) -> None:
     async with open_machine(tmp_path / "c", store, name="c") as third:
         await third.load_all()
         assert third.volume.namespace.list_names(third.get(b"").ino) == []
+
+
+async def test_a_session_that_loads_while_its_chunks_are_dropped_has_them(tmp_path: Path) -> None:
+    """What was taken for dead is named again before the seal process has dropped it: the remote still has it."""
+    async with open_machine(tmp_path / "a", MemoryStore()) as machine:
+        keeping = Keeping(machine, 1, HIBERNATE)
+        for number in range(10):
+            machine.mkdir(b"user")
+            content = random.Random(number).randbytes(300_000)
+            await machine.write(b"user/f", content)
+            await machine.publish()
+            machine.clock.advance(2 * DAY_S)
+            assert done_of(await keeping.retention.round()) == 1
+            await machine.commit()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(machine.volume.sealer.drop_dead)
+                await trio.lowlevel.checkpoint()
+                nursery.start_soon(machine.load, b"user")
+            assert await machine.read(b"user/f") == content
+            await machine.write(b"user/g", b"more")
+            await machine.publish()
+            await keeping.lives.remove(b"user")
+            await machine.publish()
+    assert_clean(tmp_path / "a")
