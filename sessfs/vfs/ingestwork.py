@@ -49,7 +49,7 @@ class SourceChanged(Exception):
 @contextlib.contextmanager
 def open_source(source: SourceRange) -> Iterator[int]:
     """A descriptor of the file, if it is still the one that was listed, as it was: checked again at the end. Its access
-    time stays. Raises SourceChanged, and OSError of what is read.
+    time stays. Raises SourceChanged, also for an OSError of what is done with it.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -64,7 +64,10 @@ def open_source(source: SourceRange) -> Iterator[int]:
     try:
         if SourceStamp.of(os.fstat(fd)) != source.stamp:
             raise SourceChanged("it changed since it was listed")
-        yield fd
+        try:
+            yield fd
+        except OSError as exc:
+            raise SourceChanged(f"it can't be read: {exc.strerror}") from exc
         if SourceStamp.of(os.fstat(fd)) != source.stamp:
             raise SourceChanged("it changed while it was read")
     finally:
@@ -113,10 +116,7 @@ class IngestWork:
 
     def _cut(self, source: SourceRange) -> bytes:
         with open_source(source) as fd:
-            try:
-                return b"".join(self._cutter.cut(fd, source.start, source.end, self._gather))
-            except OSError as exc:
-                raise SourceChanged(f"it can't be read: {exc.strerror}") from exc
+            return b"".join(self._cutter.cut(fd, source.start, source.end, self._gather))
 
     def _gather(self, piece: Buffer) -> ChunkId:
         cid = chunk_id(self._key, piece)
