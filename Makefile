@@ -7,6 +7,8 @@ MOUNTPOINT := .whatsapp-sessions
 OPT := /opt/sessfs
 BIN := /usr/local/bin
 SBIN := /sbin
+# Most tests wait most of the time; each file stays with one process, and the slow ones come first.
+PYTEST := $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 # Tests mount, kill daemons and cut the power of disks: they need root.
 AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo -H env "PATH=$$PATH")
 
@@ -32,7 +34,7 @@ stop:
 test:
 	@scripts/bootstrap.sh test
 	@$(MAKE) --no-print-directory lint
-	$(AS_ROOT) $(PYTHON) -m pytest
+	$(AS_ROOT) $(PYTEST)
 
 lint:
 	@scripts/bootstrap.sh test
