@@ -10,25 +10,33 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sessfs.api import (
+        CheckReport,
         Entry,
         ExportFormat,
         ExportReport,
         ExportStep,
+        ImportProgress,
+        ImportReport,
         Session,
         SessionRecord,
+        SnapshotRecord,
         Store,
         open_store,
     )
     from sessfs.errors import SessfsError
 
 __all__ = (
+    "CheckReport",
     "Entry",
     "ExportFormat",
     "ExportReport",
     "ExportStep",
+    "ImportProgress",
+    "ImportReport",
     "SessfsError",
     "Session",
     "SessionRecord",
+    "SnapshotRecord",
     "Store",
     "open_store",
 )

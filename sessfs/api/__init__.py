@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sessfs.api.opening import open_store
-    from sessfs.api.records import Entry, SessionRecord
+    from sessfs.api.records import Entry, SessionRecord, SnapshotRecord
     from sessfs.api.store import Session, Store
+    from sessfs.sessions.checking_files import CheckReport
     from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep
+    from sessfs.sessions.importing_report import ImportProgress, ImportReport
 
 __all__ = (
+    "CheckReport",
     "Entry",
     "ExportFormat",
     "ExportReport",
     "ExportStep",
+    "ImportProgress",
+    "ImportReport",
     "Session",
     "SessionRecord",
+    "SnapshotRecord",
     "Store",
     "open_store",
 )
@@ -34,11 +40,15 @@ def __getattr__(name: str) -> object:
 
 def _home(name: str) -> str:
     """The module that has the public *name*."""
-    if name.startswith("Export"):
-        return "sessfs.sessions.exporting"
-    if name in ("Session", "Store"):
-        return "sessfs.api.store"
-    return "sessfs.api.opening" if name == "open_store" else "sessfs.api.records"
+    for start, home in (
+        ("Export", "sessfs.sessions.exporting"),
+        ("Import", "sessfs.sessions.importing_report"),
+        ("Check", "sessfs.sessions.checking_files"),
+        ("open_store", "sessfs.api.opening"),
+    ):
+        if name.startswith(start):
+            return home
+    return "sessfs.api.store" if name in ("Session", "Store") else "sessfs.api.records"
 
 
 def __dir__() -> list[str]:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Session, Store, session_name
-from sessfs.errors import NotMounted
-from sessfs.mount import control, preflight, syscalls
+from sessfs.errors import NotMounted, UsageError
+from sessfs.mount import control, mountinfo, preflight, syscalls
 from sessfs.sessions.erasing import ErasureReport
+from sessfs.sessions.importing_report import ImportProgress, ImportReport
 from sessfs.sessions.trees import DirectoryTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from sessfs.api.store import PathLike
     from sessfs.sessions.trees import Tree
@@ -80,6 +81,37 @@ class MountedStore(Store):
         view = self._ask("open_view", name, sequence=at)["view"]
         return _View(self, os.fsencode(view))
 
+    def import_tree(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        verify: bool = True,
+        dry_run: bool = False,
+        skip_unsafe: bool = False,
+        progress: Callable[[ImportProgress], None] | None = None,
+    ) -> ImportReport:
+        """See Store. The daemon reads *source* itself, so it must see there what this process does."""
+        path = Path(os.path.realpath(source))
+        try:
+            found = path.stat()
+        except OSError as exc:
+            raise UsageError(f"{os.fspath(source)} can't be read: {exc.strerror}") from exc
+        params = {
+            "source": str(path),
+            "identity": [found.st_dev, found.st_ino],
+            "as_name": name,
+            "verify": verify,
+            "dry_run": dry_run,
+            "skip_unsafe": skip_unsafe,
+        }
+
+        def show(step: dict[str, Any]) -> None:
+            if progress is not None:
+                progress(ImportProgress(**step))
+
+        return msgspec.convert(self.call("import", params, timeout_s=None, on_progress=show), ImportReport)
+
     def _ask(self, verb: str, name: bytes, **params: Any) -> dict[str, Any]:
         return self.call(verb, {"session": os.fsdecode(name), **params}, timeout_s=LONG_TIMEOUT_S)
 
@@ -88,6 +120,9 @@ class MountedStore(Store):
 
     def _snapshot(self, name: bytes, mark: str) -> SnapshotRecord:
         return msgspec.convert(self._ask("snapshot", name, mark=mark), SnapshotRecord)
+
+    def _mark(self, name: bytes, sequence: int, mark: str) -> SnapshotRecord:
+        return msgspec.convert(self._ask("snapshot", name, sequence=sequence, mark=mark), SnapshotRecord)
 
     def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
         self._ask("judge", name, sequence=sequence, verdict=verdict)
@@ -145,6 +180,20 @@ class MountedStore(Store):
         params = {"name": os.fsdecode(name) if name is not None else None}
         gone: list[str] = self.call("trash_empty", params, timeout_s=LONG_TIMEOUT_S)["gone"]
         return gone
+
+
+def find_session(place: Path) -> tuple[Path, str]:
+    """(mountpoint, name) of the session whose directory, in a running mount, *place* is. A dead mount is not touched.
+    Raises NotMounted, or UsageError for what is no session's directory.
+    """
+    absolute = mountinfo.resolve(Path(os.path.abspath(place)))
+    mountpoint = mountinfo.mount_of(place)
+    parts = absolute.relative_to(mountpoint).parts
+    if len(parts) != 1:
+        if not parts:
+            raise UsageError(f"{place} is a whole mount: give the directory of a session in it")
+        raise UsageError(f"{place} lies in session {parts[0]}: give {mountpoint / parts[0]}")
+    return mountpoint, parts[0]
 
 
 class _View(DirectoryTree):

@@ -63,17 +63,3 @@ def remote_only_settings(given: dict[str, object]) -> Settings:
     if settings.remote is None:
         raise UsageError("which remote? Give --remote URL")
     return settings
-
-
-def find_session(place: Path) -> tuple[Path, str]:
-    """(mountpoint, name) of the session whose directory, in a running mount, *place* is. A dead mount is not touched.
-    Raises NotMounted, or UsageError for what is no session's directory.
-    """
-    absolute = mountinfo.resolve(Path(os.path.abspath(place)))
-    mountpoint = mountinfo.mount_of(place)
-    parts = absolute.relative_to(mountpoint).parts
-    if len(parts) != 1:
-        if not parts:
-            raise UsageError(f"{place} is a whole mount: give the directory of a session in it")
-        raise UsageError(f"{place} lies in session {parts[0]}: give {mountpoint / parts[0]}")
-    return mountpoint, parts[0]

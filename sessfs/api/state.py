@@ -8,6 +8,7 @@ import stat
 import sys
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -16,11 +17,14 @@ import trio
 from sessfs import config
 from sessfs.api.portal import Portal
 from sessfs.api.records import SessionRecord, SnapshotRecord
-from sessfs.api.store import Store
+from sessfs.api.store import Store, no_session
 from sessfs.chrome import PathClass
 from sessfs.errors import RemoteUnavailable, UsageError
 from sessfs.mount import preflight
 from sessfs.mount.reports import status_report
+from sessfs.sessions.importing import Importer
+from sessfs.sessions.importing_report import ImportOptions
+from sessfs.sessions.importing_unpack import clear_staging
 from sessfs.sessions.lives import Lives
 from sessfs.sessions.trees import ManifestTree
 from sessfs.sessions.usage import list_sessions, measure_session
@@ -33,12 +37,12 @@ from sessfs.vfs.volume import LocalChunks, RemoteHooks, Volume
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-    from pathlib import Path
 
     from sessfs.config import Settings
     from sessfs.format.manifest import Manifest
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.places import Places
+    from sessfs.sessions.importing_report import ImportProgress, ImportReport
     from sessfs.sessions.trees import Tree
     from sessfs.sync.history import SnapshotInfo
 
@@ -194,7 +198,7 @@ class StateStore(Store):
     def _loaded(self, name: bytes) -> Ino:
         session = self._find(name)
         if session is None:
-            raise UsageError(f"{self.where} has no session {os.fsdecode(name)}")
+            raise no_session(self.where, name)
         published = self._volume.places.published(session)
         if published is not None and published.stub:
             raise RemoteUnavailable(
@@ -221,6 +225,36 @@ class StateStore(Store):
             raise _elsewhere(len(set(ids)) - len(found))
         return found
 
+    def import_tree(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        verify: bool = True,
+        dry_run: bool = False,
+        skip_unsafe: bool = False,
+        progress: Callable[[ImportProgress], None] | None = None,
+    ) -> ImportReport:
+        """See Store."""
+        path = Path(os.path.realpath(source))
+        if not path.exists():
+            raise UsageError(f"{os.fspath(source)} is not there: give a tree of sessions, a profile, a tar or a zip")
+        if path.is_relative_to(self.where):
+            raise UsageError(f"{path} lies in the state itself: import from outside of it")
+        options = ImportOptions(None if name is None else os.fsencode(name), verify, dry_run, skip_unsafe)
+        return self._portal.call(self._import, path, options, progress)
+
+    async def _import(
+        self, source: Path, options: ImportOptions, progress: Callable[[ImportProgress], None] | None
+    ) -> ImportReport:
+        async def say(step: ImportProgress) -> None:
+            if progress is not None:
+                progress(step)
+
+        await trio.to_thread.run_sync(clear_staging, self._settings.state_dir)
+        importer = Importer(self._volume, self._lives, clock_ns=time.time_ns, monotonic_s=time.monotonic)
+        return await importer.run(source, options, say)
+
     # -- the past
 
     def _history(self, name: bytes) -> list[SnapshotRecord]:
@@ -232,6 +266,11 @@ class StateStore(Store):
     def _snapshot(self, name: bytes, mark: str) -> SnapshotRecord:
         session = self._portal.do(self._loaded, name)
         return _record(self._portal.call(self._past.take, session, mark))
+
+    def _mark(self, name: bytes, sequence: int, mark: str) -> SnapshotRecord:
+        session = self._portal.do(self._loaded, name)
+        self._portal.call(self._past.mark, session, sequence, mark)
+        return _record(self._portal.do(self._past.get, session, sequence))
 
     def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
         self._portal.do(self._past.judge, self._portal.do(self._loaded, name), sequence, verdict)

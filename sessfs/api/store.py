@@ -6,6 +6,7 @@ store is for one thread at a time.
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sessfs.api.files import open_file
 from sessfs.api.records import Entry, SessionRecord, SnapshotRecord, entry_of
 from sessfs.api.treefiles import TreeFiles
-from sessfs.errors import UsageError
+from sessfs.errors import PosixError, UsageError
 from sessfs.local.reserved import is_reserved
 from sessfs.mount import syscalls
 from sessfs.sessions.checking import check_files
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from sessfs.sessions.checking_files import CheckReport
     from sessfs.sessions.erasing import ErasureReport
+    from sessfs.sessions.importing_report import ImportProgress, ImportReport
 
     PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -58,10 +60,12 @@ class Store(ABC):
         """Every session. Raises SessfsError."""
 
     def session(self, name: PathLike) -> Session:
-        """The session of that name. Raises UsageError when there is none, SessfsError when that can't be known."""
+        """The session of that name. Raises PosixError (ENOENT) when there is none, UsageError for what is no name, and
+        other SessfsErrors when it can't be known.
+        """
         encoded = session_name(name)
         if not self._has(encoded):
-            raise UsageError(f"{self.where} has no session {os.fsdecode(encoded)}")
+            raise no_session(self.where, encoded)
         return Session(self, encoded)
 
     @abstractmethod
@@ -112,6 +116,24 @@ class Store(ABC):
         """Remove for good what is in the trash, or what of it had that *name*; the names of what is gone."""
         raise self._cannot("empty the trash")
 
+    def import_tree(
+        self,
+        source: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        verify: bool = True,
+        dry_run: bool = False,
+        skip_unsafe: bool = False,
+        progress: Callable[[ImportProgress], None] | None = None,
+    ) -> ImportReport:
+        """Make sessions of *source*: a tree of profiles, one profile, a tar or a zip, as `sessfs import` does.
+
+        *name*: what the one session in it is called. With *verify* every byte is compared before a session counts as
+        imported. Sessions that can't be are in the report as refused. Raises UsageError, SessfsError when nothing, or
+        nothing more, can be imported; what was before stays.
+        """
+        raise self._cannot("import")
+
     # -- for Session
 
     @abstractmethod
@@ -121,6 +143,10 @@ class Store(ABC):
     def _snapshot(self, name: bytes, mark: str) -> SnapshotRecord:
         """See Session.snapshot."""
         raise self._cannot("take a snapshot")
+
+    def _mark(self, name: bytes, sequence: int, mark: str) -> SnapshotRecord:
+        """See Session.mark."""
+        raise self._cannot("mark a snapshot")
 
     @abstractmethod
     def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
@@ -199,9 +225,13 @@ class Session:
         """Take a snapshot of it as it is now; with *mark*, a word for it, it is kept for good. Raises SessfsError."""
         return self._store._snapshot(self._name, mark)
 
+    def mark(self, sequence: int, mark: str) -> SnapshotRecord:
+        """Set the word of a snapshot, which keeps it; an empty one lets it go as the policy says. Raises UsageError."""
+        return self._store._mark(self._name, sequence, mark)
+
     def rollback(self, sequence: int | None = None) -> SnapshotRecord:
         """Put a snapshot, by default the newest that was checked good, in its place; what that replaces is kept as a
-        marked one. Raises MountBusy (of a mount: DaemonError with its exit code) while a file is open, UsageError.
+        marked one. Raises MountBusy while a file of it is open, UsageError, SessfsError.
         """
         return self._store._rollback(self._name, sequence)
 
@@ -222,8 +252,8 @@ class Session:
     # -- as a whole
 
     def clone(self, new_name: PathLike) -> Session:
-        """A new session with the content that this one has now; they share every chunk. Raises PosixError (EEXIST; of a
-        mount: DaemonError), SessfsError.
+        """A new session with the content that this one has now; they share every chunk. Raises PosixError (EEXIST),
+        SessfsError.
         """
         encoded = session_name(new_name)
         self._store._clone(self._name, encoded)
@@ -232,8 +262,7 @@ class Session:
     def remove(self, *, purge: bool = False) -> ErasureReport | None:
         """Remove it with all that is in it: of a mount to the trash, else for good. With *purge*, of a mount alone: no
         byte that only it had is left in the state, its snapshots, the trash or the remote, and the report says what
-        remains because others have it. Raises MountBusy (of a mount: DaemonError) while a file of it is open,
-        SessfsError.
+        remains because others have it. Raises MountBusy while a file of it is open, SessfsError.
         """
         return self._store._remove(self._name, purge=purge)
 
@@ -257,6 +286,11 @@ class Session:
             return export_tree(tree, path, form, syncfs=syscalls.syncfs, progress=progress)
         finally:
             tree.close()
+
+
+def no_session(where: str, name: bytes) -> PosixError:
+    """The error for a session that is not there."""
+    return PosixError(errno.ENOENT, f"{where} has no session {os.fsdecode(name)}: `sessions` lists them")
 
 
 def session_name(name: PathLike) -> bytes:

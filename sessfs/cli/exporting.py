@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sessfs.api import ExportFormat, ExportStep, Store
-from sessfs.api.mounted import MountedStore
-from sessfs.api.opening import find_session
+from sessfs.api.mounted import MountedStore, find_session
 from sessfs.api.remote import RemoteStore
 from sessfs.cli import looking, mounting, output, remote_commands
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from sessfs.api.mounted import MountedStore
 from sessfs.cli import looking, output
-from sessfs.errors import UsageError
-from sessfs.mount import control, mountinfo, preflight
-from sessfs.sessions.importing_report import ImportReport, Outcome, SessionReport
+from sessfs.mount import mountinfo
+from sessfs.sessions.importing_report import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from sessfs.sessions.importing_report import ImportProgress, ImportReport, SessionReport
 
 REFUSED_EXIT_CODE = 1
 SHOWN = 3
@@ -51,37 +53,25 @@ def import_(
     A session that is there already is skipped if it is the same, and refused if not: after an interruption, run it
     again. Exit 1 if any session was refused.
     """
-    path = Path(os.path.realpath(source))
-    try:
-        found = path.stat()
-    except OSError as exc:
-        raise UsageError(f"{source} can't be read: {exc.strerror}") from exc
     place = mountinfo.resolve(mountpoint)
-    state_dir = preflight.find_state(place)
-    params = {
-        "source": str(path),
-        "identity": [found.st_dev, found.st_ino],
-        "as_name": as_name,
-        "verify": verify,
-        "dry_run": dry_run,
-        "skip_unsafe": skip_unsafe,
-    }
-    quiet = as_json or not sys.stderr.isatty()
-    answer = _call(state_dir, params, lambda step: None) if quiet else _call_with_bar(state_dir, params)
-    report = msgspec.convert(answer, ImportReport)
+    with MountedStore(place) as store, _bar(quiet=as_json) as progress:
+        report = store.import_tree(
+            source, name=as_name, verify=verify, dry_run=dry_run, skip_unsafe=skip_unsafe, progress=progress
+        )
     if as_json:
-        output.print_json({**answer, "refused": report.n_refused})
+        output.print_json({**msgspec.to_builtins(report), "refused": report.n_refused})
     else:
         _print(report, place)
     if report.n_refused:
         raise typer.Exit(REFUSED_EXIT_CODE)
 
 
-def _call(state_dir: Path, params: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    return control.call(state_dir, "import", params, timeout_s=None, on_progress=show)
-
-
-def _call_with_bar(state_dir: Path, params: dict[str, Any]) -> dict[str, Any]:
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator[Callable[[ImportProgress], None] | None]:
+    """A bar on a terminal's last line; None where there is none."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -92,11 +82,11 @@ def _call_with_bar(state_dir: Path, params: dict[str, Any]) -> dict[str, Any]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("looking", total=None)
 
-        def show(step: dict[str, Any]) -> None:
-            what = f"{step['stage']} {step['session']}".strip()
-            shown.update(task, description=what, completed=step["done_bytes"], total=step["total_bytes"] or None)
+        def show(step: ImportProgress) -> None:
+            what = f"{step.stage} {step.session}".strip()
+            shown.update(task, description=what, completed=step.done_bytes, total=step.total_bytes or None)
 
-        return _call(state_dir, params, show)
+        yield show
 
 
 def _print(report: ImportReport, mountpoint: Path) -> None:

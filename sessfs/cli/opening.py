@@ -54,7 +54,7 @@ class _Mounted(NamedTuple):
     inside: Path
 
     def ask(self, verb: str, **params: Any) -> dict[str, Any]:
-        """The daemon's answer. Raises NotMounted, DaemonError."""
+        """The daemon's answer. Raises NotMounted, SessfsError."""
         asked = {"session": self.session, **params}
         state_dir = preflight.find_state(self.mountpoint)
         return control.call(state_dir, verb, asked, timeout_s=ANSWER_TIMEOUT_S, on_progress=None)

@@ -1,7 +1,8 @@
 """The control socket: how commands speak to a running mount. `control_server` is the daemon's side.
 
 STATE/control.sock, one connection a call. The caller sends one line of JSON, {"verb": NAME, "params": {…}}; the daemon
-answers with lines of JSON: any number of {"progress": {…}}, then {"result": {…}} or {"error": TEXT, "exit_code": N}.
+answers with lines of JSON: any number of {"progress": {…}}, then {"result": {…}} or {"error": TEXT, "exit_code": N,
+"kind": CLASS, "errno": N}.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import os
 import socket
 from typing import TYPE_CHECKING, Any
 
-from sessfs.errors import NotMounted, SessfsError
+from sessfs import errors
+from sessfs.errors import NotMounted, PosixError, SessfsError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -24,11 +26,21 @@ SOCKET_NAME = "control.sock"
 
 
 class DaemonError(SessfsError):
-    """An error that the daemon answered, with its text and exit code."""
+    """An error that the daemon answered, of a class that is not known here, with its text and exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def _error(answer: Mapping[str, Any]) -> SessfsError:
+    """What the daemon raised, of the same class."""
+    kind = getattr(errors, str(answer.get("kind")), None)
+    if kind is PosixError:
+        return PosixError(int(answer["errno"]), answer["error"])
+    if isinstance(kind, type) and issubclass(kind, SessfsError):
+        return kind(answer["error"])
+    return DaemonError(answer["error"], answer["exit_code"])
 
 
 def call(
@@ -41,7 +53,7 @@ def call(
 ) -> dict[str, Any]:
     """Ask the daemon of *state_dir* and return its result; blocks. *timeout_s* bounds the wait for each line.
 
-    Raises NotMounted when no daemon listens or it does not answer in time, DaemonError with what it answered.
+    Raises NotMounted when no daemon listens or it does not answer in time, and what the daemon raised.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout_s)
@@ -56,7 +68,7 @@ def call(
                             on_progress(answer["progress"])
                         continue
                     if "error" in answer:
-                        raise DaemonError(answer["error"], answer["exit_code"])
+                        raise _error(answer)
                     result: dict[str, Any] = answer["result"]
                     return result
         except TimeoutError as exc:

@@ -66,7 +66,8 @@ class ControlServer:
                 raise UsageError(f"the daemon knows no `{request['verb']}`: it is of another version than this command")
             return {"result": await verb(request.get("params", {}), progress)}
         except SessfsError as exc:
-            return {"error": str(exc), "exit_code": exc.exit_code}
+            kind = type(exc).__name__
+            return {"error": str(exc), "exit_code": exc.exit_code, "kind": kind, "errno": exc.errno}
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise
         except Exception as exc:
