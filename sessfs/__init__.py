@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sessfs.api import (
         CheckReport,
         Entry,
+        ErasureReport,
         ExportFormat,
         ExportReport,
         ExportStep,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = (
     "CheckReport",
     "Entry",
+    "ErasureReport",
     "ExportFormat",
     "ExportReport",
     "ExportStep",

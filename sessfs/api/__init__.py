@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from sessfs.api.records import Entry, SessionRecord, SnapshotRecord
     from sessfs.api.store import Session, Store
     from sessfs.sessions.checking_files import CheckReport
+    from sessfs.sessions.erasing import ErasureReport
     from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep
     from sessfs.sessions.importing_report import ImportProgress, ImportReport
 
 __all__ = (
     "CheckReport",
     "Entry",
+    "ErasureReport",
     "ExportFormat",
     "ExportReport",
     "ExportStep",
@@ -41,6 +43,7 @@ def __getattr__(name: str) -> object:
 def _home(name: str) -> str:
     """The module that has the public *name*."""
     for start, home in (
+        ("Erasure", "sessfs.sessions.erasing"),
         ("Export", "sessfs.sessions.exporting"),
         ("Import", "sessfs.sessions.importing_report"),
         ("Check", "sessfs.sessions.checking_files"),
