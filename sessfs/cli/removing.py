@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sessfs.api.mounted import find_session
 from sessfs.cli import looking, output
+from sessfs.cli.histories import session_of
 from sessfs.errors import UsageError
 from sessfs.mount import control, preflight
 
@@ -30,7 +30,7 @@ def rm(session: Session, purge: Purge = False, yes: Yes = False, as_json: Json =
 
     Exit 17 while a file of it is open. A purge that was cut short is finished by calling it again.
     """
-    mountpoint, name = find_session(session)
+    mountpoint, name = session_of(session)
     if purge and not yes:
         _ask(name)
     params = {"session": name, "purge": purge}
