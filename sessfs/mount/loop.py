@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BUFFER_BYTES: Final = (1 << 20) + 65536
 """The largest request is a write of max_write bytes, 1 MiB, with its headers."""
-BURST: Final = 64
+BURST: Final = 16
 LINGER_MS: Final = 1
 GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
 NOBODY_WAITS: Final = (errno.ENOENT, errno.EINTR)
