@@ -18,6 +18,7 @@ from sessfs.format.repository import KeptSnapshot, decode_session_object, decode
 from sessfs.format.segment import SESSIONS_PREFIX, open_frame, segment_key, session_key, state_key
 from sessfs.local.chunkstore import decode_frame_record
 from sessfs.local.places import RemotePlace
+from sessfs.local.reserved import is_reserved
 from sessfs.remote.catalogue import Kept, Known, read_known
 from sessfs.remote.objectstore import iter_keys
 from sessfs.remote.parallel import for_each, over
@@ -80,13 +81,13 @@ class Bucket:
         return None if record is None else (record.manifest, record.sequence)
 
     async def names(self) -> list[bytes]:
-        """The names of all sessions, sorted. Raises RemoteError."""
+        """The names of all sessions, sorted, but for those in the trash. Raises RemoteError."""
         found = {name for name, (ref, _) in self._catalogue.items() if ref is not None}
         async for entry in iter_keys(self._store, SESSIONS_PREFIX):
             name = self._envelope.open_name(entry.key.removeprefix(SESSIONS_PREFIX))
             if name not in self._catalogue:
                 found.add(name)
-        return sorted(found - {DOT_SESSION})
+        return sorted(name for name in found if name != DOT_SESSION and not is_reserved(name))
 
     async def kept(self, name: bytes) -> list[KeptSnapshot]:
         """The session's kept snapshots, oldest first, the latest among them; none when there is no such session. Raises

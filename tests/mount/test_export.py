@@ -287,6 +287,24 @@ def test_export_from_the_bucket_beside_the_mount(bucket: Bucket, tmp_path: Path,
     assert trees.look(tmp_path / "released") == expected
 
 
+def test_export_from_the_bucket_at_a_snapshot(bucket: Bucket, tmp_path: Path) -> None:
+    """Kept snapshots are read beside the mount, and after it released all."""
+    with bucket.mounted() as mounted:
+        expected = fill(mounted)
+        listed = json.loads(mounted.sessfs("history", str(mounted.path / "user1"), "--json").stdout)
+        number = str(listed["snapshots"][-1]["sequence"])
+        (mounted.path / "user1" / "Local State").write_bytes(b"later")
+        mounted.sessfs("sync", str(mounted.path))
+        assert run(bucket, "user1", str(tmp_path / "beside"), "--at", number).returncode == 0
+        assert run(bucket, "user1", str(tmp_path / "now")).returncode == 0
+    assert run(bucket, "user1", str(tmp_path / "after"), "--at", number).returncode == 0
+    refused = run(bucket, "user1", str(tmp_path / "refused"), "--at", "99")
+    assert refused.returncode == 2
+    assert "no snapshot 99" in refused.stderr
+    assert trees.look(tmp_path / "beside") == trees.look(tmp_path / "after") == expected
+    assert (tmp_path / "now" / "Local State").read_bytes() == b"later"
+
+
 def test_export_from_the_bucket_of_a_machine_that_is_gone_writes_nothing(bucket: Bucket, tmp_path: Path) -> None:
     with bucket.mounted() as mounted:
         expected = fill(mounted)
