@@ -56,7 +56,8 @@ class Collector:
         self._sessions = sessions
         self._step: dict[str, Any] = {"stage": "starting", "done": 0}
         self._grace_s = grace_s
-        self._busy = trio.Lock()
+        self.busy = trio.Lock()
+        """Held while a collection runs."""
 
     @property
     def name(self) -> str:
@@ -105,7 +106,7 @@ class Collector:
         def note(stage: str, done: int) -> None:
             self._step = {"stage": stage, "done": done}
 
-        async with self._busy, trio.open_nursery() as nursery:
+        async with self.busy, trio.open_nursery() as nursery:
             if progress is not None:
                 nursery.start_soon(self._show, progress)
             if not dry_run:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from sessfs.errors import SessfsError
+from sessfs.errors import Fenced, SessfsError
 from sessfs.local.policy import PolicyTable, SessionLimits
 from sessfs.sessions.erasing import Purger
 from sessfs.sync.erasing import RemoteEraser
@@ -42,6 +42,7 @@ def build_eraser(remote: RemoteSide, volume: Volume) -> RemoteEraser:
         bring_here=remote.collector.bring_here,
         is_held=volume.references.is_held,
         settle_reads=remote.chunks.settle,
+        clean_frames=volume.sealer.rewrite_mixed,
         clock_ns=time.time_ns,
     )
 
@@ -70,6 +71,8 @@ class EraseVerbs:
     async def _remove(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """*session*: its name; *purge*: leave nothing of it, instead of putting it into the trash."""
         name = os.fsencode(params["session"])
+        if self._volume.read_only_reason is not None:
+            raise Fenced(f"nothing can be removed here: {self._volume.read_only_reason}")
         if not params.get("purge"):
             await self._lives.locate(name)
             self._trash.put(name)
@@ -77,7 +80,8 @@ class EraseVerbs:
             return {"session": params["session"], "purged": False}
         if self._remote is not None:
             self._remote.gate.require_open()
-        async with self._busy:
+        # A collection deletes what is being read.
+        async with self._busy if self._remote is None else self._remote.collector.busy:
             return {"purged": True, **await self._purge(name, progress)}
 
     async def _purge(self, name: bytes, progress: Progress) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sessfs.errors import MountBusy, PosixError, UsageError
 from sessfs.format.recipe import Recipe
 from sessfs.local.reserved import TRASH_PREFIX, is_reserved, is_view
 from sessfs.sessions.trash import NAME_XATTR
+from sessfs.sync.restore import UNSENT_SUFFIX
 from sessfs.types import ROOT_INO
 from sessfs.vfs import scrubbing
 
@@ -112,8 +113,10 @@ class Purger:
         self._crash_point("remote")
         on_step("scrubbing", 0, 1)
         damaged = await scrubbing.scrub(self._volume, self._crash_point)
+        unsent = [one for one, _ in self._volume.inodes.iter_dentries(ROOT_INO) if one.startswith(name + UNSENT_SUFFIX)]
         shared = {cid: length for cid, length in owned.items() if self._volume.references.is_held(cid)}
         notes = list(erased.notes) if erased is not None else []
+        notes += [f"session {_show(other)} has changes of it that were never sent: erase it, too" for other in unsent]
         if damaged:
             notes.append(f"{damaged} damaged frames had to stay as they are: `sessfs fsck` names what is in them")
         return ErasureReport(

@@ -92,11 +92,13 @@ class RemoteEraser:
         bring_here: Callable[[Collection[ChunkId]], Awaitable[None]],
         is_held: Callable[[ChunkId], bool],
         settle_reads: Callable[[], Awaitable[None]],
+        clean_frames: Callable[[], Awaitable[None]],
         clock_ns: Callable[[], int],
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         """*busy* and *publish* are the write-back's. *bring_here* has chunks in the local store on return, as far as
-        they are held; *settle_reads* waits for range reads that are under way.
+        they are held; *settle_reads* waits for range reads that are under way; *clean_frames* takes dead chunks out of
+        local frames.
         """
         self._store = store
         self._envelope = envelope
@@ -109,6 +111,7 @@ class RemoteEraser:
         self._bring_here = bring_here
         self._is_held = is_held
         self._settle_reads = settle_reads
+        self._clean_frames = clean_frames
         self._clock_ns = clock_ns
         self._crash_point = crash_point
 
@@ -127,6 +130,7 @@ class RemoteEraser:
         async with self._busy:
             # What is kept of sessions that were removed since the last one is not, from here on.
             await self._node.checkpoint()
+            await self._refuse_present(names)
             needs = await self._needs(evidence.doomed, names)
             moved_bytes = await self._move(needs, evidence.doomed)
             await self._release_places(evidence.doomed)
@@ -138,7 +142,6 @@ class RemoteEraser:
             if left:
                 who = ", ".join(sorted({need.root.session.decode(errors="replace") for need in left}))
                 raise RemoteConflict(f"sessions {who} changed while others were erased; nothing is lost: try again")
-            await self._settle_reads()
             view = await self._read_view()
             # Those in between were written since they were looked at.
             fresh = range(scanned + 1, self._node.last_segment + 1)
@@ -150,6 +153,15 @@ class RemoteEraser:
 
     async def _read_view(self) -> View:
         return await remote_index.read_view(self._store, self._envelope)
+
+    async def _refuse_present(self, names: Collection[bytes]) -> None:
+        truth = (await self._read_view()).truth
+        for name in names:
+            if truth.get(name, (None, 0))[0] is not None:
+                raise RemoteConflict(
+                    f"session {name.decode(errors='replace')} was made anew while it was being erased: stop what makes "
+                    "it, and erase it again"
+                )
 
     async def _needs(self, doomed: Collection[SegmentRef], erased: Collection[bytes]) -> list[Need]:
         view = await self._read_view()
@@ -241,6 +253,9 @@ class RemoteEraser:
         placed = [cid for cid, place in self._places.iter_chunks() if SegmentRef(place.node, place.segment) in doomed]
         held = [cid for cid in placed if self._is_held(cid)]
         await self._bring_here(held)
+        # What came from doomed segments came as whole frames, and would go up as such.
+        await self._settle_reads()
+        await self._clean_frames()
         self._places.forget(placed)
 
     async def _delete(self, view: View, doomed: Collection[SegmentRef]) -> None:

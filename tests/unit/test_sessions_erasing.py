@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
-from sessfs.errors import MountBusy, SessfsError, UsageError
+from sessfs.errors import MountBusy, RemoteConflict, SessfsError, UsageError
 from sessfs.format.chunk import FrameCodec
 from sessfs.format.envelope import PlainEnvelope
 from sessfs.format.manifest import ManifestRef, SegmentRef
@@ -117,6 +118,7 @@ class Remote:
             bring_here=bring_here,
             is_held=volume.references.is_held,
             settle_reads=machine.chunks.settle,
+            clean_frames=volume.sealer.rewrite_mixed,
             clock_ns=machine.clock.ns,
             crash_point=crash_point,
         )
@@ -354,6 +356,53 @@ async def test_purge_after_a_takeover_drops_what_the_replaced_node_kept_alive(tm
             assert await others(machine) == expected
             assert machine.find(ONE) is None
     assert in_bucket(store) == []
+
+
+async def test_purge_does_not_bring_back_what_it_fetches_for_others(tmp_path: Path) -> None:
+    """A file of user two that is not published, of chunks that only the remote has, in a frame with user one's."""
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store, policy=Policy()) as machine:
+        await history_of_two(machine, Remote(machine, store))
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        side = Remote(machine, store)
+        await machine.load(b"two")
+        before = await others(machine)
+        machine.rename(b"two/f9", b"two/renamed")
+        await machine.write(b"two/f10", b"changed in part")
+        places = machine.volume.places
+        await machine.volume.sealer.evict([cid for cid, _ in places.iter_chunks() if machine.volume.reader.has(cid)])
+        await machine.load(ONE)
+        await machine.contents()  # fetches whole frames, user one's chunks among them
+        await machine.chunks.settle()
+        await side.purger.purge(ONE)
+        await machine.publish()
+        assert in_bucket(store) == []
+        assert in_state(tmp_path / "b") == []
+        assert await machine.read(b"two/renamed") == before[b"two/f9"]
+        assert (await machine.read(b"two/f10"))[:15] == b"changed in part"
+    await assert_remote_clean(store)
+
+
+async def test_purge_of_a_session_that_comes_back_meanwhile_is_refused(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with open_machine(tmp_path / "state", store, policy=Policy()) as machine:
+        side = Remote(machine, store)
+        await history_of_two(machine, side)
+
+        def again(stage: str, done: int, total: int) -> None:
+            if stage == "segments" and machine.find(ONE) is None:
+                machine.mkdir(ONE)
+                nursery.start_soon(machine.publish)
+
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(RemoteConflict, match="made anew"):
+                await side.purger.purge(ONE, again)
+        await machine.write(ONE + b"/f", b"new life")
+        await machine.publish()
+    await assert_remote_clean(store)
+    async with open_machine(tmp_path / "empty", store, name="b") as machine:
+        await machine.load_all()
+        assert await machine.read(ONE + b"/f") == b"new life"
 
 
 def test_names_in_a_log_are_starred_out_where_they_are_words(tmp_path: Path) -> None:
