@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.mounted import Mounted
-from tests.support.posix import tree
+from tests.support.posix import eventually, tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SECRET = b"secret of user one: "
 NAMES = ("secret-name", "user-to-be-erased")
 ONE, TWO = NAMES[1], "two"
-KILL_AFTER_S = (0.1, 0.6, 1.4)
+KILL_AFTER_S = (0.0, 0.3, 1.0)
 
 
 def secret_noise(seed: int, length: int) -> bytes:
@@ -169,7 +169,8 @@ def test_purge_that_is_killed_is_finished_by_the_next(mounted: Mounted, remote: 
     expected = tree(mounted.path / TWO)
     command = [sys.executable, "-m", "sessfs.cli.main", "rm", str(mounted.path / ONE), "--purge", "--yes"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
-        time.sleep(0.5 + after_s)  # the command itself takes a while to ask
+        assert eventually(lambda: not (mounted.path / ONE).exists(), 120)  # from here on it is half done
+        time.sleep(after_s)
         mounted.kill()
     mounted.mount()
     assert tree(mounted.path / TWO) == expected
