@@ -270,11 +270,11 @@ class FileIO(Contents):
 
     # -- snapshots
 
-    def freeze(self, inode: Inode) -> None:
+    def freeze(self, inode: Inode) -> int:
         """From now until it is thawed the inode's hot file keeps its bytes: a write first gives the inode a copy of its
-        own, or waits where copying would take longer.
+        own, or waits where copying would take longer. Returns the ticket for `retirement.thaw`.
         """
-        self.retirement.freeze(inode.hot_no)
+        return self.retirement.freeze(inode.hot_no)
 
     async def _unshare(self, inode: Inode) -> None:
         while self.retirement.is_frozen(inode.hot_no):

@@ -153,8 +153,10 @@ class FrozenFile(NamedTuple):
 
     file: SealFile
     number: int
-    kept: tuple[ChunkId, ...] = ()
+    kept: tuple[ChunkId, ...]
     """Chunks of the content as it was before, pinned until the file is sealed."""
+    ticket: int
+    """For `Retirement.thaw`."""
 
 
 def _jobs(frozen: Sequence[FrozenFile]) -> Iterator[list[FrozenFile]]:
@@ -277,15 +279,13 @@ class Sealer:
             # Until the recipe is there nothing else holds them, should the file be written to meanwhile.
             kept = tuple(cid for span in file.spans if span.keep for cid in Recipe(span.keep).iter_chunks())
             self._references.pin(kept)
-            self._fileio.freeze(inode)
-            frozen.append(FrozenFile(file, inode.hot_no, kept))
+            frozen.append(FrozenFile(file, inode.hot_no, kept, self._fileio.freeze(inode)))
         return frozen
 
     def thaw(self, frozen: Sequence[FrozenFile]) -> None:
         """Give up frozen files that are not to be sealed; fine for those that were thawed."""
         for item in frozen:
-            if self._fileio.retirement.is_frozen(item.number):
-                self._fileio.retirement.thaw(item.number)
+            if self._fileio.retirement.thaw(item.number, item.ticket):
                 self._references.unpin(item.kept)
 
     async def seal_frozen(self, frozen: Sequence[FrozenFile]) -> dict[Ino, Recipe]:

@@ -11,7 +11,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from sessfs.local.inodes import KEPT_REFS
+from sessfs.sync.keeping import Policy
 from sessfs.vfs import fileio
+from tests.support.lives import Local
 from tests.support.triothread import Task, TrioThread
 from tests.support.volumes import Box, Clock, assert_clean, examples, open_box
 
@@ -55,6 +58,8 @@ class VolumeMachine(RuleBasedStateMachine):
         self.sealing: list[Task[None]] = []
         self.frozen: list[tuple[list[FrozenFile], dict[int, bytes]]] = []
         self.committed: tuple[dict[bytes, int], dict[int, bytes]] | None = None
+        self.snapshots: dict[int, tuple[dict[bytes, int], dict[int, bytes]]] = {}
+        """Of session `s`: its files, and what all bodies were."""
         self.leave: Callable[[], None]
         self.box: Box
         self.copy_max, fileio.COPY_MAX_BYTES = fileio.COPY_MAX_BYTES, 200_000
@@ -79,6 +84,7 @@ class VolumeMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.box, self.leave = self.loop.hold(open_box(self.state, clock=self.clock))
+        self.local = Local(self.box, Policy(4, 0, 0))
 
     @initialize()
     def begin(self) -> None:
@@ -138,6 +144,48 @@ class VolumeMachine(RuleBasedStateMachine):
             return False
         allocated = self.box.volume.hot.allocated_bytes
         return self.loop.do(allocated, inode.ino, inode.hot_no) > fileio.COPY_MAX_BYTES
+
+    # -- sessions as wholes
+
+    def mine(self) -> dict[bytes, int]:
+        return {path: body for path, body in self.files.items() if path.startswith(b"s/")}
+
+    def note_snapshots(self) -> None:
+        """One more may be there, of this moment; the policy may have dropped others."""
+        infos = self.loop.do(self.local.history.list, self.loop.do(self.box.get, b"s").ino)
+        there = {info.sequence for info in infos}
+        for sequence in there - self.snapshots.keys():
+            self.snapshots[sequence] = (self.mine(), dict(self.bodies))
+        self.snapshots = {n: snapshot for n, snapshot in self.snapshots.items() if n in there}
+
+    @rule()
+    def take_snapshot(self) -> None:
+        self.loop.call(self.local.history.take, self.loop.do(self.box.get, b"s").ino)
+        self.note_snapshots()
+        self.committed = (dict(self.files), dict(self.bodies))
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.snapshots)
+    def roll_back(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(sorted(self.snapshots)))
+        files, bodies = self.snapshots[sequence]
+        self.loop.call(self.local.lives.rollback, b"s", sequence)
+        self.note_snapshots()
+        for path in self.mine():
+            del self.files[path]
+        fresh = {body: self.new_body(bodies[body]) for body in set(files.values())}
+        self.files.update({path: fresh[body] for path, body in files.items()})
+        self.committed = (dict(self.files), dict(self.bodies))
+
+    @rule()
+    def clone_and_remove(self) -> None:
+        """A clone has what the session has, whatever is under way; its end takes nothing from the session."""
+        self.loop.call(self.local.lives.clone, b"s", b"clone")
+        found = self.loop.call(self.box.contents)
+        cloned = {path: content for path, content in found.items() if path.startswith(b"clone/")}
+        assert cloned == {b"clone" + path[1:]: self.bodies[body] for path, body in self.mine().items()}
+        self.loop.call(self.local.lives.remove, b"clone")
+        self.committed = (dict(self.files), dict(self.bodies))
 
     # -- in the background
 
@@ -245,6 +293,7 @@ class VolumeMachine(RuleBasedStateMachine):
                 for cid in inodes.load_recipe(self.box.get(path)).iter_chunks()
                 if self.box.get(path).cold
             }
+            named |= {cid for cid, _ in self.box.volume.meta.scan(KEPT_REFS)}
             return named, {bytes(cid) for cid in self.box.volume.reader.iter_ids()}
 
         named, stored = self.loop.do(named_and_stored)

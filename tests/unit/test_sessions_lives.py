@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from sessfs.errors import MountBusy, PosixError, UsageError
 from sessfs.sync.keeping import Policy
@@ -219,4 +220,20 @@ async def test_remove_and_rename(tmp_path: Path) -> None:
         await local.take_due()
         await box.drop_dead()
         assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path)
+
+
+async def test_two_snapshots_of_the_same_hot_file_at_once(tmp_path: Path) -> None:
+    async with open_box(tmp_path) as box:
+        local = Local(box)
+        await fill(box)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(local.history.take, box.get(b"user1").ino)
+            nursery.start_soon(local.lives.clone, b"user1", b"user2")
+            nursery.start_soon(local.lives.clone, b"user1", b"user3")
+        for name in (b"user2", b"user3"):
+            assert await box.read(name + b"/dir/big") == BIG
+        assert not box.volume.fileio.retirement.is_frozen(box.get(b"user1/dir/big").hot_no)
+        await box.write(b"user1/dir/big", b"goes on")
+        await box.drop_dead()
     assert_clean(tmp_path)
