@@ -218,7 +218,7 @@ def test_killed_export_leaves_nothing_that_looks_whole(mount: Mounted, tmp_path:
 def test_interrupted_export_leaves_nothing(mount: Mounted, tmp_path: Path) -> None:
     session = mount.path / "user1"
     session.mkdir()
-    for number in range(40):
+    for number in range(150):
         (session / f"f{number}").write_bytes(os.urandom(2 << 20))
     exporting = subprocess.Popen([*COMMAND, "export", str(session), str(tmp_path / "out")], stdin=subprocess.DEVNULL)
     end = time.monotonic() + 60
