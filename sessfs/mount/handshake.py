@@ -3,7 +3,7 @@
 Without FUSE_HANDLE_KILLPRIV_V2 the kernel asks for the xattr security.capability before each write(2), cached or not:
 one request a write where a page of writes would otherwise be one request in all. libfuse before 3.17 does not know the
 flag, and pyfuse3 has no say in it. So FUSE_INIT goes through a socket pair: libfuse reads the kernel's request from it
-and writes its answer to it, the flags are added to the answer on its way to the kernel, and from then on the device is
+and writes its answer to it, the answer is improved on its way to the kernel, and from then on the device is
 the request loop's; libfuse still sends notifications on it. Layouts: struct fuse_init_in and fuse_init_out of
 <linux/fuse.h>.
 """
@@ -30,10 +30,23 @@ OPCODE_OFFSET = 4
 IN_FLAGS_OFFSET = IN_HEADER_BYTES + 12
 OUT_FLAGS_OFFSET = OUT_HEADER.size + 12
 FLAGS = struct.Struct("<I")
+MAX_WRITE_OFFSET = OUT_HEADER.size + 20
+MAX_PAGES_OFFSET = OUT_HEADER.size + 28
+MAX_PAGES = struct.Struct("<H")
+FLAGS2_OFFSET = OUT_HEADER.size + 32
 BUFFER_BYTES = 2 << 20
+MAX_WRITE_BYTES = 1 << 20
+PAGE_BYTES = 4096
+PARALLEL_DIROPS = 1 << 18
+"""One look-up that waits for the remote does not keep all others in its directory waiting."""
 CACHE_SYMLINKS = 1 << 23
 HANDLE_KILLPRIV_V2 = 1 << 28
-WANTED_FLAGS = CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
+WANTED_FLAGS = PARALLEL_DIROPS | CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
+HANDLED_FLAGS = sum(1 << bit for bit in (0, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 19, 22)) | WANTED_FLAGS
+"""Of what libfuse asks for, by itself or in a later version, what the request loop can serve: async read, atomic
+O_TRUNC, export support, big writes, splice (three), auto-invalidation, readdirplus, async direct I/O, write-back cache,
+killpriv, max_pages. Not locks, ACLs, or requests in other layouts.
+"""
 
 
 def find_device() -> int:
@@ -50,17 +63,24 @@ def find_device() -> int:
     return found[0]
 
 
-def add_flags(request: bytes, answer: bytes) -> bytes:
-    """The answer to FUSE_INIT with those of WANTED_FLAGS that the kernel's request offers; unchanged if either is not
-    what it should be.
+def improve(request: bytes, answer: bytes) -> bytes:
+    """The answer to FUSE_INIT with those of WANTED_FLAGS that the kernel's request offers, without flags and sizes that
+    the request loop can't serve; unchanged if either is not what it should be.
     """
-    if len(request) < IN_FLAGS_OFFSET + FLAGS.size or len(answer) < OUT_FLAGS_OFFSET + FLAGS.size:
+    if len(request) < IN_FLAGS_OFFSET + FLAGS.size or len(answer) < FLAGS2_OFFSET + FLAGS.size:
         return answer
     if OPCODE.unpack_from(request, OPCODE_OFFSET)[0] != INIT_OPCODE or OUT_HEADER.unpack_from(answer)[1] != 0:
         return answer
+    improved = bytearray(answer)
     offered = FLAGS.unpack_from(request, IN_FLAGS_OFFSET)[0]
-    flags = FLAGS.unpack_from(answer, OUT_FLAGS_OFFSET)[0] | (offered & WANTED_FLAGS)
-    return answer[:OUT_FLAGS_OFFSET] + FLAGS.pack(flags) + answer[OUT_FLAGS_OFFSET + FLAGS.size :]
+    asked = FLAGS.unpack_from(answer, OUT_FLAGS_OFFSET)[0]
+    FLAGS.pack_into(improved, OUT_FLAGS_OFFSET, asked & HANDLED_FLAGS | offered & WANTED_FLAGS)
+    FLAGS.pack_into(improved, FLAGS2_OFFSET, 0)
+    max_write = min(FLAGS.unpack_from(answer, MAX_WRITE_OFFSET)[0], MAX_WRITE_BYTES)
+    FLAGS.pack_into(improved, MAX_WRITE_OFFSET, max_write)
+    max_pages = min(MAX_PAGES.unpack_from(answer, MAX_PAGES_OFFSET)[0], MAX_WRITE_BYTES // PAGE_BYTES)
+    MAX_PAGES.pack_into(improved, MAX_PAGES_OFFSET, max_pages)
+    return bytes(improved)
 
 
 async def shake_hands() -> int:
@@ -73,7 +93,7 @@ async def shake_hands() -> int:
         await trio.lowlevel.wait_readable(device)
         request = os.read(device, BUFFER_BYTES)
         answer = await _let_libfuse_answer(number, device, request)
-        os.write(device, add_flags(request, answer))
+        os.write(device, improve(request, answer))
     finally:
         os.close(device)
     return number
