@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 ADMITTED_S = 10.0
 RESERVE_SHARE = 16
+RESERVE_MIN_BYTES = 8 << 20
 RESERVE_MAX_BYTES = 16 << 20
 MEASURE_EVERY_S = 3.0
 WARN_SHARE = 0.8
@@ -51,8 +52,11 @@ DOT_SESSION = b"."
 
 
 def reserve_bytes(limit_bytes: int) -> int:
-    """How much of a limit is kept for files that are there already."""
-    return min(limit_bytes // RESERVE_SHARE, RESERVE_MAX_BYTES)
+    """How much of a limit is kept for files that are there already: a sixteenth, but room for the logs of Chrome's
+    databases, which grow to 4 MB and begin anew, where the limit is large enough for that. A database that can't begin
+    a new log says so and stays whole; one whose log is cut short may be dropped by Chrome two starts later.
+    """
+    return min(max(limit_bytes // RESERVE_SHARE, RESERVE_MIN_BYTES), limit_bytes // 8, RESERVE_MAX_BYTES)
 
 
 class Caps(NamedTuple):
