@@ -136,6 +136,21 @@ def test_one_chromium_too_many(mounted: Mounted, page: Page, users: tuple[User, 
     assert_whole(run_life(page, limited, "ready", ["verify"]), limited, page)
 
 
+def mend(mounted: Mounted, user: User) -> None:
+    """What docs/operate.md says to do: after an error LevelDB writes no more, so a log ends where its buffer was last
+    flushed, which may be within a record, and Chrome drops such a database two starts later. `check` says what to cut.
+    """
+    place = mounted.path / user.name
+    report = json.loads(mounted.sessfs("check", str(place), "--json", check=False).stdout)
+    for remedy in [file["remedy"] for file in report["files"] if not file["ok"]]:
+        cuts = re.findall(r"truncate -s ([0-9]+) '([^']+)'", remedy)
+        assert cuts, remedy
+        for size, path in cuts:
+            print("cut off", path, "at", size)
+            os.truncate(place / path, int(size))
+    mounted.sessfs("check", str(place))
+
+
 @pytest.mark.parametrize("name", ["max_session_bytes", "max_unique_bytes"])
 def test_session_full(mounted: Mounted, page: Page, users: tuple[User, User], name: str) -> None:
     """The page can't store more; the other user goes on; with a higher limit Chromium starts again, twice, with all
@@ -156,6 +171,7 @@ def test_session_full(mounted: Mounted, page: Page, users: tuple[User, User], na
     assert failed.exit_code != 0
     assert refusals(mounted)["max_bytes"] > 0
     mounted.control("limit", {"session": "limited", "set": {name: 0}})
+    mend(mounted, limited)
     for _ in range(2):
         again = run_life(page, limited, "ready", ["add=100", "verify"])
         assert again.n_qr == 0
