@@ -220,7 +220,9 @@ def test_interrupted_export_leaves_nothing(mount: Mounted, tmp_path: Path) -> No
     session.mkdir()
     for number in range(150):
         (session / f"f{number}").write_bytes(os.urandom(2 << 20))
-    exporting = subprocess.Popen([*COMMAND, "export", str(session), str(tmp_path / "out")], stdin=subprocess.DEVNULL)
+    # A test run in the background may be deaf to SIGINT, and so would be its children.
+    command = ["env", "--default-signal=INT", *COMMAND, "export", str(session), str(tmp_path / "out")]
+    exporting = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while not os.listdir(tmp_path):
         assert exporting.poll() is None
