@@ -3,7 +3,8 @@
 It stands in for pyfuse3's own, which needs five system calls and a hand-over between tasks for each request: here a
 request that needs no waiting is read, served and answered at once, which is three. While requests come one after
 another the loop waits for the next one in the kernel, a millisecond at most, without going back to trio, and where they
-come fast for a few microseconds without even sleeping; other tasks get their turn after that, and after every BURST requests.
+come fast for a few microseconds without even sleeping; other tasks get their turn after that, and after every BURST
+requests.
 """
 
 from __future__ import annotations
