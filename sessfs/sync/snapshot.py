@@ -180,7 +180,8 @@ def _cut_changes(inodes: Inodes, draft: Draft[Any]) -> None:
         if parent == ROOT_INO and draft.session != ROOT_INO:
             continue
         dentry = inodes.find_dentry(parent, name)
-        if dentry is not None and travels(inodes, inodes.get(dentry.ino)):
+        # Both: an inode with several names may have one in a directory that does not travel.
+        if dentry is not None and travels(inodes, inodes.get(parent)) and travels(inodes, inodes.get(dentry.ino)):
             draft.names.append(NameRecord(parent, name, dentry.ino))
         else:
             draft.gone_names.append((parent, name))

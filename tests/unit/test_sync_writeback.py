@@ -326,6 +326,33 @@ async def test_writeback_name_that_begins_or_ends_to_travel(tmp_path: Path) -> N
         assert found[b"s"][b"s/c"].content == b"c"
 
 
+async def test_writeback_second_name_left_in_a_directory_that_ceases_to_travel(tmp_path: Path) -> None:
+    """The inode travels by one name and not by the other, whichever way its directory is renamed."""
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store) as machine:
+        machine.mkdir(b"s")
+        machine.mkdir(b"s/d")
+        machine.mkdir(b"s/d/deep")
+        await machine.write(b"s/d/below", b"one")
+        await machine.write(b"s/d/deep/below", b"two")
+        await machine.publish()
+        machine.link(b"s/d/below", b"s/one")
+        machine.link(b"s/d/deep/below", b"s/two")
+        machine.rename(b"s/d", b"s/d.tmp")
+        await machine.publish()
+        found = (await restored(tmp_path / "b1", copy_of(store)))[b"s"]
+        assert {p: a.content for p, a in found.items() if a.content is not None} == {b"s/one": b"one", b"s/two": b"two"}
+        machine.rename(b"s/d.tmp/below", b"s/d.tmp/moved")
+        await machine.write(b"s/one", b"more")
+        await machine.publish()
+        machine.rename(b"s/d.tmp", b"s/back")
+        await machine.publish()
+        found = (await restored(tmp_path / "b2", copy_of(store)))[b"s"]
+        assert found[b"s/back/moved"].content == found[b"s/one"].content == b"more"
+        assert found[b"s/back/deep/below"].content == b"two"
+        assert b"s/back/below" not in found
+
+
 async def test_writeback_one_damaged_session_does_not_hold_up_the_others(tmp_path: Path) -> None:
     """A chunk that is neither here nor there: its session can't be published, and the error names it."""
     store = MemoryStore()
