@@ -1,8 +1,9 @@
 """The first exchange with the kernel, FUSE_INIT: with features that pyfuse3's libfuse can't ask it for.
 
 Without FUSE_HANDLE_KILLPRIV_V2 the kernel asks for the xattr security.capability before each write(2), cached or not:
-one request a write where a page of writes would otherwise be one request in all. libfuse before 3.17 does not know the
-flag, and pyfuse3 has no say in it. So FUSE_INIT goes through a socket pair: libfuse reads the kernel's request from it
+one request a write where a page of writes would otherwise be one request in all; without FUSE_DIRECT_IO_ALLOW_MMAP
+(Linux 6.6) a file opened with direct I/O can't be mapped shared. libfuse before 3.17 does not know these flags, and
+pyfuse3 has no say in them. So FUSE_INIT goes through a socket pair: libfuse reads the kernel's request from it
 and writes its answer to it, the answer is improved on its way to the kernel, and from then on the device is
 the request loop's; libfuse still sends notifications on it. Layouts: struct fuse_init_in and fuse_init_out of
 <linux/fuse.h>.
@@ -28,6 +29,7 @@ INIT_OPCODE = 26
 OPCODE = struct.Struct("<I")
 OPCODE_OFFSET = 4
 IN_FLAGS_OFFSET = IN_HEADER_BYTES + 12
+IN_FLAGS2_OFFSET = IN_HEADER_BYTES + 16
 OUT_FLAGS_OFFSET = OUT_HEADER.size + 12
 FLAGS = struct.Struct("<I")
 MAX_WRITE_OFFSET = OUT_HEADER.size + 20
@@ -41,7 +43,11 @@ PARALLEL_DIROPS = 1 << 18
 """One look-up that waits for the remote does not keep all others in its directory waiting."""
 CACHE_SYMLINKS = 1 << 23
 HANDLE_KILLPRIV_V2 = 1 << 28
-WANTED_FLAGS = PARALLEL_DIROPS | CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
+INIT_EXT = 1 << 30
+"""There is a second word of flags in the answer."""
+DIRECT_IO_ALLOW_MMAP = 1 << (36 - 32)
+WANTED_FLAGS2 = DIRECT_IO_ALLOW_MMAP
+WANTED_FLAGS = INIT_EXT | PARALLEL_DIROPS | CACHE_SYMLINKS | HANDLE_KILLPRIV_V2
 HANDLED_FLAGS = sum(1 << bit for bit in (0, 3, 4, 5, 7, 8, 9, 12, 13, 15, 16, 19, 22)) | WANTED_FLAGS
 """Of what libfuse asks for, by itself or in a later version, what the request loop can serve: async read, atomic
 O_TRUNC, export support, big writes, splice (three), auto-invalidation, readdirplus, async direct I/O, write-back cache,
@@ -73,9 +79,12 @@ def improve(request: bytes, answer: bytes) -> bytes:
         return answer
     improved = bytearray(answer)
     offered = FLAGS.unpack_from(request, IN_FLAGS_OFFSET)[0]
+    offered2 = 0
+    if offered & INIT_EXT and len(request) >= IN_FLAGS2_OFFSET + FLAGS.size:
+        offered2 = FLAGS.unpack_from(request, IN_FLAGS2_OFFSET)[0]
     asked = FLAGS.unpack_from(answer, OUT_FLAGS_OFFSET)[0]
     FLAGS.pack_into(improved, OUT_FLAGS_OFFSET, asked & HANDLED_FLAGS | offered & WANTED_FLAGS)
-    FLAGS.pack_into(improved, FLAGS2_OFFSET, 0)
+    FLAGS.pack_into(improved, FLAGS2_OFFSET, offered2 & WANTED_FLAGS2)
     max_write = min(FLAGS.unpack_from(answer, MAX_WRITE_OFFSET)[0], MAX_WRITE_BYTES)
     FLAGS.pack_into(improved, MAX_WRITE_OFFSET, max_write)
     max_pages = min(MAX_PAGES.unpack_from(answer, MAX_PAGES_OFFSET)[0], MAX_WRITE_BYTES // PAGE_BYTES)

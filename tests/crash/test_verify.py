@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.crash.harness import Running
-from tests.crash.verify import Log, verify
+from tests.crash.verify import Log, is_mixed, verify
+from tests.crash.workload import SLOT_BYTES, slot_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,6 +79,14 @@ def test_untouched_directory_is_acquitted_also_with_everything_promised(finished
     directory, log = finished
     assert verify(directory, Log(log, time.monotonic(), 0.0)) == []
     assert Log(log, time.monotonic(), None).n_promised() > 50
+
+
+def test_slot_may_be_old_up_to_a_point_and_new_from_there_but_no_other_mixture() -> None:
+    old, new = slot_content(3, 0), slot_content(3, 1)
+    for at in (0, 1, 2000, SLOT_BYTES):
+        assert is_mixed(old[:at] + new[at:], old, new)
+        assert not is_mixed(old[:at] + bytes(SLOT_BYTES - at), old, new) or at == SLOT_BYTES
+    assert not is_mixed(old[:1000] + new[1000:2000] + old[2000:], old, new)
 
 
 @pytest.mark.parametrize(

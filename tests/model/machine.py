@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from tests.support.posix import name_of, node, noise, prose, renameat2, syncfs, walk, write_file
+from tests.support.posix import kernel_maps_direct_io, name_of, node, noise, prose, renameat2, syncfs, walk, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NAMES = (b"a", b"b", b"c", b"0123456789abcdef_0")
+NAMES = (b"a", b"b", b"c", b"0123456789abcdef_0" if kernel_maps_direct_io() else b"d")
 TARGETS = (b"a", b"b", b"c", b"nowhere", b"a/b")
 XATTRS = ("user.a", "user.b", "user.c")
 MAX_HANDLES = 8

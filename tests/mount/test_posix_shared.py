@@ -12,7 +12,18 @@ import struct
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from tests.support.posix import Child, errno_of, eventually, noise, read_file, run_child, write_file
+import pytest
+
+from tests.support.posix import (
+    Child,
+    errno_of,
+    eventually,
+    kernel_maps_direct_io,
+    noise,
+    read_file,
+    run_child,
+    write_file,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,10 +34,13 @@ SHARED = PENDING + 2
 _FLOCK = "hhqqi4x"
 
 
-def test_map_and_pread_and_pwrite_agree_at_every_step(directory: Path) -> None:
-    """curvine#850, litefs#346: bytes stored through a map were not seen by pread, or the other way round."""
+@pytest.mark.parametrize("name", ["m", "0123456789abcdef_0"] if kernel_maps_direct_io() else ["m"])
+def test_map_and_pread_and_pwrite_agree_at_every_step(directory: Path, name: str) -> None:
+    """curvine#850, litefs#346: bytes stored through a map were not seen by pread, or the other way round; the second
+    name is one of those that are created with direct I/O.
+    """
     size = 1 << 20
-    fd = os.open(directory / "m", os.O_RDWR | os.O_CREAT, 0o600)
+    fd = os.open(directory / name, os.O_RDWR | os.O_CREAT, 0o600)
     os.ftruncate(fd, size)
     mapped = mmap.mmap(fd, size)
     source = random.Random(1)
@@ -43,7 +57,7 @@ def test_map_and_pread_and_pwrite_agree_at_every_step(directory: Path) -> None:
         assert mapped[offset : offset + len(piece)] == piece
     mapped.close()
     os.close(fd)
-    assert read_file(directory / "m") == bytes(model)
+    assert read_file(directory / name) == bytes(model)
 
 
 def test_map_outlives_its_descriptor_and_its_name(directory: Path) -> None:

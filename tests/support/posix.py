@@ -148,6 +148,12 @@ class DirStream:
         _libc.closedir(self._stream)
 
 
+def kernel_maps_direct_io() -> bool:
+    """True where a file opened with direct I/O can be mapped shared: Linux 6.6 and later."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(minor)) >= (6, 6)
+
+
 def errno_of(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> int:
     """Call and return 0, or the errno of the OSError it raised. A descriptor that it returned is closed."""
     try:

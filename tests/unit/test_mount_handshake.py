@@ -8,8 +8,10 @@ import pytest
 
 from sessfs.mount.handshake import (
     CACHE_SYMLINKS,
+    DIRECT_IO_ALLOW_MMAP,
     HANDLE_KILLPRIV_V2,
     IN_HEADER_BYTES,
+    INIT_EXT,
     INIT_OPCODE,
     MAX_WRITE_BYTES,
     OUT_HEADER,
@@ -21,9 +23,9 @@ INIT_OUT = struct.Struct("<IIIIHHIIHHI28x")
 WRITEBACK_CACHE, SETXATTR_EXT, POSIX_LOCKS = 1 << 16, 1 << 29, 1 << 1
 
 
-def request(flags: int, opcode: int = INIT_OPCODE) -> bytes:
+def request(flags: int, opcode: int = INIT_OPCODE, flags2: int = 0) -> bytes:
     header = struct.pack("<II", 0, opcode).ljust(IN_HEADER_BYTES, b"\0")
-    return header + INIT_IN.pack(7, 45, 1 << 20, flags, 0)
+    return header + INIT_IN.pack(7, 45, 1 << 20, flags, flags2)
 
 
 def answer(flags: int, max_write: int = 1 << 20, max_pages: int = 256, flags2: int = 0, error: int = 0) -> bytes:
@@ -35,6 +37,14 @@ def test_handshake_adds_what_the_kernel_offers() -> None:
     offered = WRITEBACK_CACHE | HANDLE_KILLPRIV_V2
     assert improve(request(offered), answer(WRITEBACK_CACHE)) == answer(offered)
     assert improve(request(offered | CACHE_SYMLINKS), answer(0)) == answer(HANDLE_KILLPRIV_V2 | CACHE_SYMLINKS)
+
+
+def test_handshake_second_word_of_flags_only_where_the_kernel_has_one() -> None:
+    greedy = answer(INIT_EXT, flags2=0xFF)
+    assert improve(request(INIT_EXT, flags2=0xFFFF), greedy) == answer(INIT_EXT, flags2=DIRECT_IO_ALLOW_MMAP)
+    assert improve(request(INIT_EXT, flags2=0), greedy) == answer(INIT_EXT)
+    assert improve(request(0, flags2=0xFFFF), answer(0)) == answer(0)
+    assert improve(request(INIT_EXT)[: IN_HEADER_BYTES + 16], answer(0)) == answer(INIT_EXT)
 
 
 def test_handshake_takes_out_what_the_loop_does_not_serve() -> None:
