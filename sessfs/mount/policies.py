@@ -52,7 +52,7 @@ class Policies:
         self.last_use = LastUse(
             volume.inodes, clock_ns=time.time_ns, monotonic_s=time.monotonic, is_chrome=browsers.is_chrome
         )
-        self.trash = Trash(volume, lives.lives, clock_ns=time.time_ns, load=self._load)
+        self.trash = Trash(volume, lives.lives, clock_ns=time.time_ns, load=self._load, list_all=self._list_all)
         self.retention = Retention(
             volume,
             Rules(settings.expire_days, settings.expire_action or HIBERNATE, settings.trash_days),
@@ -68,6 +68,10 @@ class Policies:
         if self._remote is not None:
             await self._remote.sessions.load(session)
 
+    async def _list_all(self) -> None:
+        if self._remote is not None:
+            await self._remote.sessions.list_all()
+
     async def run(self) -> None:
         """For ever; started once, in the daemon's nursery."""
         async with trio.open_nursery() as nursery:
@@ -81,8 +85,7 @@ class Policies:
         while True:
             if self.limits.counts_sessions:
                 try:
-                    async for _ in remote.sessions.iter_pages():
-                        pass
+                    await remote.sessions.list_all()
                     return
                 except RemoteError as exc:
                     log.info("sessions that only the remote has are not counted yet: %s", exc)

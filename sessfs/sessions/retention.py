@@ -2,8 +2,9 @@
 
 Hibernated: the tree is dropped here and the session is one that only the remote has; it loads at the next look-up. What
 does not travel (caches, locks) is gone then. Never touched: a session with open files, or of which the kernel holds
-anything (a working directory, an open directory); with a remote, one of which anything is not published. Of a session
-that was never loaded here nothing is known, so it is left alone.
+anything (a working directory, an open directory); with a remote, one of which anything is not published. A session that
+was never loaded here counts as used when its latest snapshot was taken; before it is removed it is loaded, and what its
+tree says counts.
 
 A round does at most a tenth of all sessions, so that no error, of a clock or of a setting, takes everybody's at once.
 """
@@ -37,6 +38,8 @@ FIRST_ROUND_S = 60.0
 CAP_SHARE = 10
 CAP_MIN = 10
 PAUSE_EVERY = 200
+LEARN_PER_ROUND = 2_000
+"""Sessions that only the remote has, whose age is asked for in one round: a request each, once."""
 LET_GO_TRIES = 10
 LET_GO_S = 0.05
 HIBERNATE = "hibernate"
@@ -136,6 +139,9 @@ class Retention:
             held = self._guard.reason
             if self._volume.read_only_reason is not None:
                 held = f"this mount is read-only: {self._volume.read_only_reason}"
+            if self._remote is not None and self._rules.expire_days is not None and self._rules.action == REMOVE:
+                await self._remote.list_all()
+                await self._remote.learn_ages(LEARN_PER_ROUND)
             due = await self._due(now_ns)
             sessions = await self._expire(due, held, dry_run=dry_run)
             purged: list[str] = []

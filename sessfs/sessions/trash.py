@@ -60,6 +60,10 @@ async def _is_here(session: Ino) -> None:
     """There is no remote: what there is, is here."""
 
 
+async def _is_known() -> None:
+    """There is no remote: what there is, is known."""
+
+
 class Trash:
     """The request loop alone."""
 
@@ -70,13 +74,15 @@ class Trash:
         *,
         clock_ns: Callable[[], int],
         load: Callable[[Ino], Awaitable[None]] = _is_here,
+        list_all: Callable[[], Awaitable[None]] = _is_known,
     ) -> None:
-        """*load* brings a session here that only the remote has."""
+        """*load* brings a session here that only the remote has; *list_all* has the names of all such known here."""
         self._volume = volume
         self._inodes = volume.inodes
         self._lives = lives
         self._clock_ns = clock_ns
         self._load = load
+        self._list_all = list_all
 
     def put(self, name: bytes) -> bytes:
         """Move the session, which is here, to the trash; its name there. Synchronous; durable with the next commit.
@@ -101,6 +107,7 @@ class Trash:
 
     async def entries(self) -> list[Trashed]:
         """What is in the trash, removed longest ago first. Raises RemoteError."""
+        await self._list_all()
         found = []
         for entry in list(self._inodes.iter_names_with(ROOT_INO, TRASH_PREFIX)):
             dentry = self._inodes.find_dentry(ROOT_INO, entry)

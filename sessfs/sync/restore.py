@@ -17,6 +17,7 @@ from sessfs.format.manifest import Manifest, ManifestRef, chunk_places, merge, s
 from sessfs.format.segment import open_manifest, segment_key
 from sessfs.local.places import Published
 from sessfs.local.snapshots import Snapshot
+from sessfs.remote.parallel import for_each, over
 from sessfs.sync.installing import Installer, make_session
 from sessfs.sync.snapshot import MAX_DEPTH
 from sessfs.types import ROOT_INO, ChunkId, Ino
@@ -98,6 +99,7 @@ class SessionDirectory:
         """Sessions that must be held against the remote before they are used."""
         self.stubs: set[Ino] = {ino for ino, p in places.iter_published() if p.stub}
         """Sessions whose tree is not loaded."""
+        self._ageless: set[Ino] = set()
         self.loaded: list[tuple[Ino, list[ChunkId]]] = []
         """Sessions loaded and not yet prefetched, with the chunks to prefetch."""
         self.forget_name: Callable[[bytes], None] = lambda name: None
@@ -275,6 +277,30 @@ class SessionDirectory:
                 self._add_stub(name)
             yield fresh
         self._complete = True
+
+    async def list_all(self) -> None:
+        """Have every session of the remote known here, as a stub at least; once it was done, at no cost. Raises
+        RemoteError.
+        """
+        async for _ in self.iter_pages():
+            pass
+
+    async def learn_ages(self, limit: int) -> None:
+        """Of up to *limit* stubs of which no change is known: count the moment of their latest snapshot as that of
+        their last change. One request each, once. Raises RemoteError.
+        """
+
+        async def learn(session: Ino) -> None:
+            published = self._places.published(session)
+            kept = await self._catalogue.resolve_kept(published.name) if published is not None else []
+            if session in self.stubs and kept:
+                self._inodes.account(session, 0, 0, max(one.taken_ns for one in kept))
+            else:
+                self._ageless.add(session)
+
+        candidates = sorted(self.stubs - self._ageless)
+        unknown = [one for one in candidates if not self._inodes.session_counters(one).last_change_ns]
+        await for_each(over(unknown[:limit]), learn)
 
     def make_stub(self, session: Ino, name: bytes) -> None:
         """The session, whose tree was dropped, is one that only the remote has: it is loaded at its next look-up."""

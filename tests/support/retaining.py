@@ -54,7 +54,8 @@ class Keeping:
             volume.inodes, clock_ns=self.now_ns, monotonic_s=box.clock.s, is_chrome=lambda pid: pid == CHROME
         )
         load = machine.sessions.load if machine is not None else _is_here
-        self.trash = Trash(volume, lives, clock_ns=self.now_ns, load=load)
+        list_all = machine.sessions.list_all if machine is not None else trio.lowlevel.checkpoint
+        self.trash = Trash(volume, lives, clock_ns=self.now_ns, load=load, list_all=list_all)
         self.guard = ClockGuard(PolicyTable(volume.meta), clock_ns=self.now_ns, monotonic_s=box.clock.s)
         self.retention = Retention(
             volume,

@@ -217,6 +217,41 @@ async def test_a_session_that_another_machine_used_is_left(tmp_path: Path) -> No
         assert await first.read(b"user/f") == b"1"
 
 
+async def test_sessions_never_loaded_here_are_removed_too(tmp_path: Path) -> None:
+    """An empty machine: who does not come back is never looked up there, and still expires; nobody else does."""
+    store = MemoryStore()
+    clock = Clock()
+    async with open_machine(tmp_path / "a", store, clock=clock) as first:
+        for name in (b"old", b"older", b"used", b"young"):
+            if name == b"young":
+                clock.advance(20 * DAY_S)
+            first.mkdir(name)
+            await first.write(name + b"/f", name)
+            await first.publish()
+        Keeping(first, None, REMOVE).last_use.opened(first.get(b"used").ino, CHROME)
+        await first.publish()
+    clock.advance(15 * DAY_S)
+    async with open_machine(tmp_path / "b", store, name="b", clock=clock) as second:
+        hibernating = Keeping(second, EXPIRE_DAYS, HIBERNATE)
+        hibernating.guard.trust()
+        assert not (await hibernating.retention.round()).sessions
+        keeping = Keeping(second, EXPIRE_DAYS, REMOVE)
+        keeping.guard.trust()
+        dry = await keeping.retention.round(dry_run=True)
+        assert {one.name for one in dry.sessions} == {"old", "older"}
+        assert {second.get(name).ino in second.sessions.stubs for name in (b"old", b"older", b"young")} == {True}
+        done = await keeping.retention.round()
+        assert {one.name: one.kept for one in done.sessions} == {"old": None, "older": None}
+        assert sorted(await keeping.names_in_trash()) == [b"old", b"older"]
+        gets = store.statistics().requests["get"]
+        assert not (await keeping.retention.round()).sessions
+        assert store.statistics().requests["get"] == gets
+        await second.publish()
+        assert await keeping.trash.restore(b"old") == b"old"
+        assert await second.read(b"old/f") == b"old"
+    assert_clean(tmp_path / "b")
+
+
 async def test_last_use_travels_and_a_backup_is_none(tmp_path: Path) -> None:
     store = MemoryStore()
     async with open_machine(tmp_path / "a", store) as machine:
@@ -370,10 +405,10 @@ async def test_trash_outlives_the_machine(tmp_path: Path) -> None:
         keeping.trash.put(b"user")
         await machine.publish()
     async with open_machine(tmp_path / "b", store, name="b") as other:
-        await other.load_all()
-        assert other.find(b"user") is None
         keeping = Keeping(other, None, REMOVE)
+        # Nobody has listed the root of this empty machine yet.
         assert await keeping.names_in_trash() == [b"user"]
+        assert other.find(b"user") is None
         assert await keeping.trash.restore(b"user") == b"user"
         assert await other.read(b"user/f") == b"content"
         keeping.trash.put(b"user")
