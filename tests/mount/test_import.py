@@ -209,7 +209,8 @@ def test_daemon_killed_in_the_middle_leaves_whole_sessions_and_goes_on(
         assert command.wait(30) != 0
         mount.mount()
         whole = os.listdir(mount.path)
-        assert 2 <= len(whole) < 8
+        # The first was durable before the second was begun, which could be seen a moment before it was durable.
+        assert 1 <= len(whole) < 8
         assert_same(mount, [user for user in users if user.name in whole])
         report = run_import(mount, tmp_path / "tree")
         assert outcomes(report) == {u.name: "already there" if u.name in whole else "imported" for u in users}
