@@ -16,6 +16,7 @@ LEVELS = {
     "types": 0,
     "config": 0,
     "chrome": 0,
+    "version": 0,
     "format": 1,
     "local": 2,
     "remote": 2,

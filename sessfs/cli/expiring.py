@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sessfs.cli import looking, output
+from sessfs.cli.tables import print_table
 from sessfs.errors import UsageError
 from sessfs.mount import control, preflight
 
@@ -40,7 +41,7 @@ def expire(
         for row in answer["sessions"]
     ]
     if rows:
-        output.print_table(("SESSION", "LAST USE", "EXPIRED", "ACTION", "STATE"), rows)
+        print_table(("SESSION", "LAST USE", "EXPIRED", "ACTION", "STATE"), rows)
     else:
         output.print_line("no session is due")
     if answer["purged"]:
@@ -82,7 +83,7 @@ def _list(mountpoint: OneMount, *, as_json: bool) -> None:
             (row["name"], row["removed"], row["gone_for_good"], output.format_size(row["logical_bytes"]), row["entry"])
             for row in answer["trash"]
         ]
-        output.print_table(("SESSION", "REMOVED", "GONE FOR GOOD", "LOGICAL", "ENTRY"), rows, right=(3,))
+        print_table(("SESSION", "REMOVED", "GONE FOR GOOD", "LOGICAL", "ENTRY"), rows, right=(3,))
 
 
 def _call(mountpoint: OneMount, verb: str, params: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import typer
 
 from sessfs import config
 from sessfs.cli import looking, output
+from sessfs.cli.tables import print_table
 from sessfs.errors import UsageError
 from sessfs.mount import control, mountinfo, preflight
 from sessfs.mount.mountinfo import mount_of
@@ -99,7 +100,7 @@ def _print(answer: dict[str, Any]) -> None:
                 "limit" if row["set"] else "settings",
             )
         )
-    output.print_table(("LIMIT", "VALUE", "USED", "SET BY"), rows, right=(1, 2))
+    print_table(("LIMIT", "VALUE", "USED", "SET BY"), rows, right=(1, 2))
     if answer.get("full"):
         output.print_line(f"{answer['name']} is full: nothing new can be made in it")
     if answer.get("sessions_with_their_own"):

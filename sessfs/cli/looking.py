@@ -11,6 +11,7 @@ import typer
 
 from sessfs.api.mounted import MountedStore
 from sessfs.cli import output
+from sessfs.cli.tables import print_table
 from sessfs.errors import NotMounted
 from sessfs.mount import mountinfo
 
@@ -113,7 +114,7 @@ def sessions(mountpoint: OneMount, sort: Sort = Order.NAME, reverse: Reverse = F
     columns = [column for column in COLUMNS if column.key in COLUMNS_OF_ALL or any(column.key in row for row in rows)]
     right = [number for number, column in enumerate(columns) if column.is_number]
     table = [[_session_cell(column, row) for column in columns] for row in rows]
-    output.print_table([column.title for column in columns], table, right=right)
+    print_table([column.title for column in columns], table, right=right)
 
 
 def sort_sessions(rows: list[dict[str, Any]], order: Order, *, reverse: bool) -> list[dict[str, Any]]:

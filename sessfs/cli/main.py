@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
 from sessfs.cli import output
 from sessfs.errors import SessfsError, UsageError
+from sessfs.version import VERSION
 
 INTERRUPTED_EXIT_CODE = 130
 VERBS = (
@@ -59,7 +59,7 @@ def build_app(asked: str | None = None) -> typer.Typer:
 
 def _say_version(wanted: bool) -> None:
     if wanted:
-        output.print_line(f"sessfs {version('sessfs')}")
+        output.print_line(f"sessfs {VERSION}")
         raise typer.Exit
 
 

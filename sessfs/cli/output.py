@@ -1,4 +1,6 @@
-"""How commands speak: JSON for scripts, tables and sizes for people. Answers go to stdout, all else to stderr."""
+"""How commands speak: JSON for scripts, lines and sizes for people (tables: tables.py, which takes longer to import).
+Answers go to stdout, all else to stderr.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +8,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from sessfs.errors import SessfsError
 
 
@@ -22,12 +19,12 @@ def print_json(value: Any) -> None:
 
 def print_line(text: str) -> None:
     """One line for a person on stdout."""
-    sys.stdout.write(_printable(text) + "\n")
+    sys.stdout.write(printable(text) + "\n")
 
 
 def print_note(text: str) -> None:
     """One line on stderr, in the form of all messages that are not the answer."""
-    sys.stderr.write(f"sessfs: {_printable(text)}\n")
+    sys.stderr.write(f"sessfs: {printable(text)}\n")
 
 
 def print_error(error: SessfsError, *, as_json: bool) -> None:
@@ -36,19 +33,6 @@ def print_error(error: SessfsError, *, as_json: bool) -> None:
     if as_json:
         print_json({"error": {"kind": type(error).__name__, "message": message, "exit_code": error.exit_code}})
     print_note(message)
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """A table on stdout, as wide as it needs to be when stdout is no terminal; columns *right* are right-aligned."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number in right else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_printable(cell) for cell in row))
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=10_000)
-    console.print(table)
 
 
 def format_size(n_bytes: float) -> str:
@@ -73,7 +57,7 @@ def format_duration(seconds: float) -> str:
     return " ".join(parts[:2])
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """*text* with control characters and undecodable bytes as escapes, so that no file name can forge a line."""
     cleaned = "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text

@@ -11,6 +11,7 @@ from msgspec import to_builtins
 from sessfs.api.remote import RemoteStore
 from sessfs.cli import looking, mounting, output, remote_commands
 from sessfs.cli.histories import ask
+from sessfs.cli.tables import print_table
 from sessfs.sessions.usage import rfc3339
 
 Json = looking.Json
@@ -47,4 +48,4 @@ def history(
         (str(one["sequence"]), str(one["taken"] or "-"), one["verdict"] or "-", one["mark"])
         for one in answer["snapshots"]
     ]
-    output.print_table(("SNAPSHOT", "TAKEN", "CHECKED", "MARK"), rows, right=(0,))
+    print_table(("SNAPSHOT", "TAKEN", "CHECKED", "MARK"), rows, right=(0,))

@@ -19,6 +19,7 @@ from rich.console import Console
 from sessfs import config
 from sessfs.api.opening import remote_only_settings
 from sessfs.cli import looking, mounting, output
+from sessfs.cli.tables import print_table
 from sessfs.errors import RemoteConflict, UsageError
 from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, rewrap_format
 from sessfs.mount import control, preflight
@@ -163,7 +164,7 @@ def _print_collected(answer: dict[str, Any]) -> None:
         (fate, str(counts[fate]), output.format_size(sizes[fate]), text) for fate, text in FATES.items() if counts[fate]
     ]
     if rows:
-        output.print_table(("FATE", "OBJECTS", "SIZE", "WHY"), rows, right=(1, 2))
+        print_table(("FATE", "OBJECTS", "SIZE", "WHY"), rows, right=(1, 2))
     for note in answer["notes"]:
         output.print_line(f"note: {note}")
     live, whole = output.format_size(answer["live_bytes"]), output.format_size(answer["segment_bytes"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from sessfs.sessions.usage import list_sessions, measure_session
+from sessfs.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,7 @@ def status_report(
     pids = [os.getpid(), *([volume.seal_pid] if volume.seal_pid else [])]
     return {
         "pid": os.getpid(),
-        "version": version("sessfs"),
+        "version": VERSION,
         "uptime_seconds": round(uptime_s, 3),
         "users": users,
         "total_bytes": total,

@@ -11,6 +11,7 @@ import pytest
 import typer.main
 
 from sessfs.cli import main, output
+from sessfs.cli.tables import print_table
 from sessfs.errors import MountBusy, NotMounted, SessfsError
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def test_format_duration(seconds: float, text: str) -> None:
 
 
 def test_print_table_aligns_numbers_and_wraps_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    output.print_table(("NAME", "N"), [("a" * 200, "1"), ("[b]not markup[/b]", "20")], right=(1,))
+    print_table(("NAME", "N"), [("a" * 200, "1"), ("[b]not markup[/b]", "20")], right=(1,))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     assert lines[1] == f"{'a' * 200}   1"
