@@ -202,8 +202,8 @@ class Inodes(Users):
         self._sessions: dict[Ino, SessionCounters] = {}
         self._dirty_sessions: set[Ino] = set()
         self._next = self._limit = 0
-        self._hard: set[Ino] = set()
-        self._committing: set[Ino] = set()
+        self.is_hard_dirty = False
+        """True when an inode changed since the last `encode_dirty` in a way that only a commit makes durable."""
         self.changes: Changes | None = None
         """Where changes of what travels are noted; None when there is no remote to publish them to."""
         self.travelling = PathClass.TRAVELS
@@ -253,7 +253,7 @@ class Inodes(Users):
         inode.atime_ns = inode.mtime_ns = inode.ctime_ns = now_ns
         self._cache[inode.ino] = inode
         self._dirty[inode.ino] = inode
-        self._hard.add(inode.ino)
+        self.is_hard_dirty = True
         return inode
 
     def adopt(self, inode: Inode) -> None:
@@ -268,7 +268,7 @@ class Inodes(Users):
         """
         self._dirty[inode.ino] = inode
         if not soft:
-            self._hard.add(inode.ino)
+            self.is_hard_dirty = True
         if noted and self.changes is not None and inode.path_class <= self.travelling:
             self.changes.note_inode(inode.session, inode.ino)
 
@@ -289,22 +289,12 @@ class Inodes(Users):
         for ino, inode in self._dirty.items():
             self._db.put(INODES, INO.pack(ino), inode.encode())
         self._dirty.clear()
-        self._committing, self._hard = self._hard, set()
+        self.is_hard_dirty = False
         for session in self._dirty_sessions:
             counters = self._sessions[session]
             record = SESSION.pack(counters.files, counters.logical_bytes, counters.last_change_ns)
             self._db.put(SESSIONS, INO.pack(session), record)
         self._dirty_sessions.clear()
-
-    def settle(self, *, durable: bool) -> None:
-        """What the last `encode_dirty` put into the overlay is durable, or is still to be."""
-        if not durable:
-            self._hard |= self._committing
-        self._committing = set()
-
-    def needs_commit(self, ino: Ino) -> bool:
-        """True when something of that inode, or one of its names, changed in a way that only a commit makes durable."""
-        return ino in self._hard or ino in self._committing
 
     @property
     def is_dirty(self) -> bool:

@@ -279,11 +279,11 @@ class SessionOperations(Adapter):
 
     @handler
     async def fsync(self, fh: FileHandleT) -> Flush | None:
-        """The file is durable on return: its data, what is known of it, and its names."""
+        """Data and metadata of the file, and everything acknowledged before, are durable on return."""
         node = self._names.get(Ino(fh))
         if not self._committer.needs_sync(node):
             return None
-        if not self._committer.needs_commit(node):
+        if not self._committer.needs_commit:
             return Flush(*self._committer.start_flush(node))
         await in_task()
         await self._committer.sync_file(node)

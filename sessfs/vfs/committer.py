@@ -61,7 +61,6 @@ class Committer:
         self._interval_s = interval_s
         self._next = _Outcome()
         self._flushing: Counter[Ino] = Counter()
-        self._ordered: frozenset[Ino] = frozenset()
         self._asked = trio.Event()
         self.failed: LocalStoreError | None = None
         """The error of the last commit, None once one succeeds again."""
@@ -83,22 +82,21 @@ class Committer:
             raise LocalStoreError(str(outcome.error)) from outcome.error
 
     def needs_sync(self, inode: Inode) -> bool:
-        """True when the file's data, or what is known of the file, may not be durable yet."""
-        return self.needs_commit(inode) or (inode.hot_no != 0 and (inode.unsynced or inode.ino in self._flushing))
+        """True when the file's data, or anything acknowledged before, may not be durable yet."""
+        return self.needs_commit or (inode.hot_no != 0 and (inode.unsynced or inode.ino in self._flushing))
 
-    def needs_commit(self, inode: Inode) -> bool:
-        """True when flushing the hot file alone does not make the file durable: the last batch may not name it, or not
-        as it is now.
-        """
-        return inode.ino in self._ordered or self._inodes.needs_commit(inode.ino)
+    @property
+    def needs_commit(self) -> bool:
+        """True when flushing a hot file alone does not make it durable: the last batch may not name it."""
+        return self.is_busy or self._inodes.is_hard_dirty or self._meta.is_dirty
 
     async def sync_file(self, inode: Inode) -> None:
-        """Return once the file is durable, with its names. Raises LocalStoreError.
+        """Return once the file's data, and everything acknowledged before, is durable. Raises LocalStoreError.
 
-        Where nothing but its size and times changed since the last commit, flushing the hot file is enough: the last
-        batch names it, and after a crash the inode takes its length over. That is one flush of the disk, not three.
+        Where nothing but sizes and times changed since the last commit, flushing the hot file is enough: the last batch
+        names it, and after a crash the inode takes its length over. That is one flush of the disk, not three.
         """
-        if self.needs_commit(inode):
+        if self.needs_commit:
             self._fileio.order(inode)
             await self.commit()
             return
@@ -161,7 +159,6 @@ class Committer:
         except OSError as exc:
             self._fileio.restore_ordered(ordered)
             raise LocalStoreError(f"a hot file could not be opened to flush it: {exc}") from exc
-        self._ordered = frozenset(inode.ino for inode in ordered)
         retired = self._fileio.retirement.take()
         self._inodes.encode_dirty()
         self._references.cut()
@@ -175,9 +172,7 @@ class Committer:
             durable = True
             self.n_commits += 1
         finally:
-            self._ordered = frozenset()
             self._meta.settle(batch, durable=durable)
-            self._inodes.settle(durable=durable)
             if durable:
                 self._references.settle()
                 if names is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -121,50 +120,3 @@ async def test_committer_fsync_without_commit_flushes_the_hot_files_name(
         assert not inode.unsynced
         assert box.volume.committer.n_commits == before
         assert box.volume.hot.open_names() is None
-
-
-async def test_committer_fsync_of_a_file_that_is_known_leaves_all_else_to_the_next_commit(tmp_path: Path) -> None:
-    async with open_box(tmp_path / "state") as box:
-        box.mkdir(b"s")
-        inode = await box.write(b"s/f", b"content")
-        await box.volume.committer.sync_file(inode)
-        await box.write(b"s/f", b"more", 7)
-        other = await box.write(b"s/new", b"not synced")
-        committer, before = box.volume.committer, box.volume.committer.n_commits
-        assert not committer.needs_commit(inode)
-        assert committer.needs_commit(other)
-        await committer.sync_file(inode)
-        assert committer.n_commits == before
-        left = box.copy_state(tmp_path / "left")
-        await committer.sync_file(other)
-        assert committer.n_commits == before + 1
-        assert not committer.needs_sync(other)
-    async with open_box(left) as box:
-        assert await box.contents() == {b"s/f": b"contentmore"}
-    assert_clean(left)
-
-
-async def test_committer_fsync_waits_for_a_commit_that_is_flushing_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It counts as flushed from the cut on, but is not until the flush is done."""
-    async with open_box(tmp_path / "state") as box:
-        box.mkdir(b"s")
-        inode = await box.write(b"s/f", b"content")
-        await box.volume.committer.sync_file(inode)
-        await box.write(b"s/f", b"more", 7)
-        begun, may_end = threading.Event(), threading.Event()
-
-        def flush(fd: int) -> None:
-            begun.set()
-            assert may_end.wait(30)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(hotfiles.os, "fdatasync", flush)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(box.volume.commit_all)
-                await wait_until(begun.is_set)
-                assert box.volume.committer.needs_sync(inode)
-                assert box.volume.committer.needs_commit(inode)
-                may_end.set()
-        assert not box.volume.committer.needs_sync(inode)
