@@ -220,7 +220,7 @@ class StateStore(Store):
         return manifest
 
     def _fetch(self, ids: Collection[ChunkId]) -> dict[ChunkId, bytes]:
-        found = {cid: chunk for cid in ids if (chunk := self._volume.reader.find(cid)) is not None}
+        found = {cid: bytes(chunk) for cid in ids if (chunk := self._volume.reader.find(cid)) is not None}
         if len(found) < len(set(ids)):
             raise _elsewhere(len(set(ids)) - len(found))
         return found

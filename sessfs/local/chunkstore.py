@@ -110,8 +110,10 @@ class ChunkReader:
         self._frames.clear()
         self._cached_bytes = 0
 
-    def find(self, cid: ChunkId) -> bytes | None:
-        """The chunk's bytes, or None when it is not stored here. Raises StoreCorrupt when they don't match its hash."""
+    def find(self, cid: ChunkId) -> memoryview | None:
+        """The chunk's bytes, a view of its frame's, or None when it is not stored here. Raises StoreCorrupt when they
+        don't match its hash.
+        """
         place = find_place(self._db, cid)
         if place is None:
             return None
@@ -120,7 +122,7 @@ class ChunkReader:
             plain = self._load(place.frame)
         else:
             self._frames.move_to_end(place.frame)
-        chunk = plain[place.offset : place.offset + place.length]
+        chunk = memoryview(plain)[place.offset : place.offset + place.length]
         verify_chunk(self._key, cid, chunk)
         return chunk
 

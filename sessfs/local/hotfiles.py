@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from sessfs.format.chunk import Buffer
+
 MAX_OPEN = 512
 
 
@@ -96,7 +98,7 @@ class HotFiles:
             got += bytes(length - len(got))
         return got
 
-    def pwrite(self, ino: Ino, number: int, content: bytes | memoryview, offset: int) -> None:
+    def pwrite(self, ino: Ino, number: int, content: Buffer, offset: int) -> None:
         """Write all of *content* at *offset*; raises StoreFull when the disk is full."""
         fd = self.fd(ino, number)
         view = memoryview(content)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
 
+    from sessfs.format.chunk import Buffer
     from sessfs.mount.fusewire import RequestContext, Wanted
     from sessfs.sessions.lastuse import LastUse
     from sessfs.sync.restore import SessionDirectory
@@ -247,12 +248,12 @@ class SessionOperations(Adapter):
         return FileInfo(fh=node.ino, keep_cache=True, direct_io=direct)
 
     @handler
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        """Bytes of the file, fewer only at its end."""
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | list[Buffer]:
+        """Bytes of the file, maybe in pieces; fewer only at its end."""
         node = self._names.get(Ino(fh))
-        found = self._fileio.try_read(node, off, size)
-        if isinstance(found, bytes):
-            return found
+        parts: list[Buffer] = []
+        if not self._fileio.try_read(node, off, size, parts):
+            return parts
         await in_task()
         return await self._fileio.read(node, off, size)
 

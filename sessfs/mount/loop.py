@@ -27,8 +27,9 @@ from sessfs.mount.flushers import Flush, Flushers
 from sessfs.mount.fusewire import IN_HEADER, OUT_HEADER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator, Sequence
 
+    from sessfs.format.chunk import Buffer
     from sessfs.mount.calls import Call, Header
     from sessfs.mount.fuseops import SessionOperations
 
@@ -184,6 +185,11 @@ class RequestLoop:
         if type(result) is Flush:
             self._flushers.submit(result, functools.partial(self._flushed, call, header))
             return
+        if type(result) is list:
+            # What was read goes to the kernel from where it is.
+            head = OUT_HEADER.pack(OUT_HEADER.size + sum(map(len, result)), 0, header[2])
+            self._write([head, *result], call.name)
+            return
         payload: bytes = b"" if result is None else result if call.pack is None else call.pack(result)
         head = OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, header[2])
         self._write([head, payload] if len(payload) > 4096 else [head + payload], call.name)
@@ -203,7 +209,7 @@ class RequestLoop:
     def _refuse(self, unique: int, number: int) -> None:
         self._write([OUT_HEADER.pack(OUT_HEADER.size, -number, unique)], "errno")
 
-    def _write(self, parts: list[bytes], what: str) -> None:
+    def _write(self, parts: Sequence[Buffer], what: str) -> None:
         try:
             os.writev(self._device, parts)
         except OSError as exc:

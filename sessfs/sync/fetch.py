@@ -25,6 +25,7 @@ from sessfs.types import ChunkId, Ino
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from sessfs.format.chunk import Buffer
     from sessfs.format.envelope import Envelope
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.places import Places
@@ -176,7 +177,7 @@ class RemoteChunks:
         while self.is_storing:  # noqa: ASYNC110 - it may end without anything being stored
             await trio.sleep(STORE_POLL_S)
 
-    def find(self, cid: ChunkId) -> bytes | None:
+    def find(self, cid: ChunkId) -> Buffer | None:
         """See ChunkSource. A damaged chunk that the remote has counts as missing."""
         chunk = self._memory.get(cid)
         if chunk is not None:

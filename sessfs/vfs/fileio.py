@@ -18,6 +18,7 @@ from sessfs.vfs.ranges import split
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from sessfs.format.chunk import Buffer
     from sessfs.format.recipe import Extent
     from sessfs.local.chunkstore import References
     from sessfs.local.hotfiles import HotFiles
@@ -35,7 +36,7 @@ SUID_SGID = stat.S_ISUID | stat.S_ISGID
 class ChunkSource(Protocol):
     """Where chunks come from."""
 
-    def find(self, cid: ChunkId) -> bytes | None:
+    def find(self, cid: ChunkId) -> Buffer | None:
         """The verified chunk if it is here, without waiting; raises StoreCorrupt if what is here is not it."""
 
     def is_here(self, cid: ChunkId) -> bool:
@@ -74,9 +75,10 @@ class FileIO(Contents):
         when a chunk of the range can't be had; other ranges stay readable.
         """
         while True:
-            missing = self.try_read(inode, offset, length)
-            if isinstance(missing, bytes):
-                return missing
+            parts: list[Buffer] = []
+            missing = self.try_read(inode, offset, length, parts)
+            if not missing:
+                return b"".join(parts)
             ahead = self._ahead(inode, min(offset + length, inode.size))
             try:
                 await self._chunks.fetch([*missing, *ahead])
@@ -86,23 +88,24 @@ class FileIO(Contents):
                 # It may be what was not asked for that is damaged.
                 await self._chunks.fetch(missing)
 
-    def try_read(self, inode: Inode, offset: int, length: int) -> bytes | list[ChunkId]:
-        """What `read` returns, if it can be had without waiting; else the chunks that are missing."""
+    def try_read(self, inode: Inode, offset: int, length: int, parts: list[Buffer]) -> list[ChunkId]:
+        """Append to *parts* what `read` returns, in pieces, if it can be had without waiting; the chunks that are
+        missing, if any are: then what was appended is of no use.
+        """
         end = min(offset + length, inode.size)
         if end <= offset:
-            return b""
+            return []
         if not inode.cold:
-            return self._read_hot(inode, offset, end)
-        parts: list[bytes] = []
-        missing = self._gather(inode, offset, end, parts)
-        return missing or (parts[0] if len(parts) == 1 else b"".join(parts))
+            parts.append(self._read_hot(inode, offset, end))
+            return []
+        return self._gather(inode, offset, end, parts)
 
     def _read_hot(self, inode: Inode, start: int, end: int) -> bytes:
         if not inode.hot_no:
             return bytes(end - start)
         return self._hot.pread(inode.ino, inode.hot_no, end - start, start)
 
-    def _gather(self, inode: Inode, start: int, end: int, parts: list[bytes]) -> list[ChunkId]:
+    def _gather(self, inode: Inode, start: int, end: int, parts: list[Buffer]) -> list[ChunkId]:
         missing: list[ChunkId] = []
         for part in split(start, end, inode.cold):
             if not part.inside:
@@ -118,7 +121,7 @@ class FileIO(Contents):
                 if chunk is None:
                     missing.append(extent.chunk)
                 else:
-                    parts.append(chunk[low - extent.start : high - extent.start])
+                    parts.append(memoryview(chunk)[low - extent.start : high - extent.start])
         return missing
 
     def _ahead(self, inode: Inode, start: int) -> list[ChunkId]:
@@ -126,7 +129,7 @@ class FileIO(Contents):
         ahead = self._inodes.load_recipe(inode).overlapping(start, min(start + READ_AHEAD_BYTES, inode.size))
         return [e.chunk for e in ahead if not e.is_hole and not self._chunks.is_here(e.chunk)]
 
-    def _find(self, inode: Inode, extent: Extent) -> bytes | None:
+    def _find(self, inode: Inode, extent: Extent) -> Buffer | None:
         try:
             chunk = self._chunks.find(extent.chunk)
         except StoreCorrupt as exc:
@@ -200,7 +203,7 @@ class FileIO(Contents):
         """
         touched = self._touched(inode, start, end)
         edges = [e for e in (*touched[:1], *touched[-1:]) if not e.is_hole and (e.start < start or e.end > end)]
-        plain: dict[int, bytes] = {}
+        plain: dict[int, Buffer] = {}
         missing: list[ChunkId] = []
         for extent in edges:
             chunk = self._find(inode, extent)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sessfs.chrome import PathClass
+    from sessfs.format.chunk import Buffer
     from sessfs.types import ChunkId, Ino
     from sessfs.vfs.fileio import ChunkSource
 
@@ -54,7 +55,7 @@ class LocalChunks:
     def __init__(self, reader: ChunkReader) -> None:
         self._reader = reader
 
-    def find(self, cid: ChunkId) -> bytes | None:
+    def find(self, cid: ChunkId) -> Buffer | None:
         """See ChunkSource."""
         return self._reader.find(cid)
 
