@@ -41,7 +41,11 @@ LINGER_MS: Final = 1
 SPIN_S: Final = 80e-6
 DENSE_S: Final = 150e-6
 """A request that came this soon after the last answer: the next may, too, and being woken takes about as long."""
+ERRNO: Final = "errno"
+"""What an answer is called that is an error number alone."""
 GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
+IOV_MAX: Final = os.sysconf("SC_IOV_MAX")
+"""As many pieces go to the kernel by one writev, which an answer must."""
 NOBODY_WAITS: Final = (errno.ENOENT, errno.EINTR)
 """Reading: the request was taken back. Answering: whoever asked was killed meanwhile."""
 
@@ -187,12 +191,13 @@ class RequestLoop:
             return
         if type(result) is list:
             # What was read goes to the kernel from where it is.
-            head = OUT_HEADER.pack(OUT_HEADER.size + sum(map(len, result)), 0, header[2])
-            self._write([head, *result], call.name)
+            pieces = result if len(result) < IOV_MAX else [b"".join(result)]
+            head = OUT_HEADER.pack(OUT_HEADER.size + sum(map(len, pieces)), 0, header[2])
+            self._write([head, *pieces], call.name, header[2])
             return
         payload: bytes = b"" if result is None else result if call.pack is None else call.pack(result)
         head = OUT_HEADER.pack(OUT_HEADER.size + len(payload), 0, header[2])
-        self._write([head, payload] if len(payload) > 4096 else [head + payload], call.name)
+        self._write([head, payload] if len(payload) > 4096 else [head + payload], call.name, header[2])
 
     def _fail(self, call: Call, header: Header, exc: Exception) -> None:
         number = errno_of(exc, f"{call.name} of inode {header[3]}")
@@ -207,9 +212,10 @@ class RequestLoop:
             self._fail(call, header, error)
 
     def _refuse(self, unique: int, number: int) -> None:
-        self._write([OUT_HEADER.pack(OUT_HEADER.size, -number, unique)], "errno")
+        self._write([OUT_HEADER.pack(OUT_HEADER.size, -number, unique)], ERRNO, unique)
 
-    def _write(self, parts: Sequence[Buffer], what: str) -> None:
+    def _write(self, parts: Sequence[Buffer], what: str, unique: int) -> None:
+        """Write an answer. One that the kernel does not take becomes EIO: whoever asked must not wait for ever."""
         try:
             os.writev(self._device, parts)
         except OSError as exc:
@@ -217,3 +223,5 @@ class RequestLoop:
                 self._ended = True
             elif exc.errno not in NOBODY_WAITS:
                 log.error("the kernel refuses an answer (%s, %d bytes): %s", what, sum(map(len, parts)), exc)
+                if what != ERRNO:
+                    self._refuse(unique, errno.EIO)

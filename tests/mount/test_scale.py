@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.mounted import Mounted, pss_bytes, rss_bytes
+from tests.support.posix import run_child
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,3 +53,18 @@ def test_mount_takes_no_longer_with_many_files_and_little_memory_when_idle() -> 
         assert full_s < empty_s + 0.5, f"{full_s:.2f} s with {FILES} files, {empty_s:.2f} s with none"
         assert sum(idle) < 80 << 20, f"idle memory of the daemon and its workers: {[size >> 20 for size in idle]} MiB"
         assert sum(pss_bytes(process.pid) for process in full.processes()) < 80 << 20
+
+
+def test_file_of_many_small_extents_is_read_at_once() -> None:
+    """More of them in one read than the kernel takes pieces. Direct I/O, since cached writes come by whole pages."""
+    wanted = b"".join(b"%03d" % (number % 1000) for number in range(1100))
+    with Mounted() as mounted:
+        (mounted.path / "user1").mkdir()
+        path = mounted.path / "user1" / "0123456789abcdef_0"
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+        for start in range(0, len(wanted), 3):
+            os.write(fd, wanted[start : start + 3])
+            mounted.seal()
+        os.close(fd)
+        # A process of its own can be given up.
+        assert run_child(mounted.path, f"say(open({str(path)!r}).read())") == wanted.decode()

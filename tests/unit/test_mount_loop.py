@@ -21,7 +21,9 @@ from sessfs.mount.loop import RequestLoop
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-GETATTR, WRITE, FORGET, FLUSH, RMDIR, FSYNC = 3, 16, 2, 25, 11, 20
+GETATTR, READ, WRITE, FORGET, FLUSH, RMDIR, FSYNC = 3, 15, 16, 2, 25, 11, 20
+TOO_LARGE = 1 << 22
+"""More than the socket takes as one message."""
 
 
 class Handlers:
@@ -67,6 +69,10 @@ class Handlers:
             await self.go.wait()
         self.written.append(bytes(buf))
         return len(buf)
+
+    @handler
+    async def read(self, fh: int, off: int, size: int) -> list[bytes]:
+        return [b"ab"] * fh
 
     @handler
     async def fsync(self, fh: int) -> Flush:
@@ -160,6 +166,22 @@ async def test_a_handler_that_waits_by_itself_or_fails_late_gets_eio(inode: int)
         assert await kernel.hear() == (5, errno.EIO, b"")
         kernel.ask(GETATTR, 6)
         assert await kernel.hear() == (6, 0, b"attributes of 1")
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 1023, 1024, 5000])
+async def test_a_read_in_any_number_of_pieces_is_answered(pieces: int) -> None:
+    """writev takes 1,024 at a time."""
+    async with served() as kernel:
+        kernel.ask(READ, 1, body=RW_IN.pack(pieces, 0, 2 * pieces, 0, 0, 0, 0))
+        assert await kernel.hear() == (1, 0, b"ab" * pieces)
+
+
+async def test_an_answer_that_the_kernel_refuses_becomes_eio() -> None:
+    async with served() as kernel:
+        kernel.ask(READ, 1, body=RW_IN.pack(TOO_LARGE, 0, 1, 0, 0, 0, 0))
+        assert await kernel.hear() == (1, errno.EIO, b"")
+        kernel.ask(GETATTR, 2)
+        assert (await kernel.hear())[1] == 0
 
 
 async def test_forget_is_never_answered_and_unknown_requests_are_refused() -> None:
