@@ -133,6 +133,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def _encode_path(value: object) -> object:
     if isinstance(value, Path):
         return str(value)
+    # How msgspec wants to hear that a value is none of ours.
     raise NotImplementedError
 
 

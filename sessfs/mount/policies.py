@@ -52,7 +52,8 @@ class Policies:
         self.last_use = LastUse(
             volume.inodes, clock_ns=time.time_ns, monotonic_s=time.monotonic, is_chrome=browsers.is_chrome
         )
-        self.trash = Trash(volume, lives.lives, clock_ns=time.time_ns, load=self._load, list_all=self._list_all)
+        sessions = remote.sessions if remote is not None else None
+        self.trash = Trash(volume, lives.lives, clock_ns=time.time_ns, remote=sessions)
         self.retention = Retention(
             volume,
             Rules(settings.expire_days, settings.expire_action or HIBERNATE, settings.trash_days),
@@ -60,17 +61,9 @@ class Policies:
             self.trash,
             ClockGuard(PolicyTable(volume.meta), clock_ns=time.time_ns, monotonic_s=time.monotonic),
             lives.kernel,
-            remote=remote.sessions if remote is not None else None,
+            remote=sessions,
             forget_entry=forget_name,
         )
-
-    async def _load(self, session: Ino) -> None:
-        if self._remote is not None:
-            await self._remote.sessions.load(session)
-
-    async def _list_all(self) -> None:
-        if self._remote is not None:
-            await self._remote.sessions.list_all()
 
     async def run(self) -> None:
         """For ever; started once, in the daemon's nursery."""

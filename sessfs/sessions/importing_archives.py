@@ -51,6 +51,7 @@ _BROKEN = (
     lzma.LZMAError,
     ZstdError,
     EOFError,
+    # zipfile's, for a way of compressing that it does not know.
     NotImplementedError,
 )
 _MAGIC = (

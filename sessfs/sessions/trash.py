@@ -17,8 +17,9 @@ from sessfs.local.reserved import TRASH_PREFIX, is_reserved
 from sessfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
+    from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -56,14 +57,6 @@ class Trashed(NamedTuple):
     session: Ino
 
 
-async def _is_here(session: Ino) -> None:
-    """There is no remote: what there is, is here."""
-
-
-async def _is_known() -> None:
-    """There is no remote: what there is, is known."""
-
-
 class Trash:
     """The request loop alone."""
 
@@ -73,16 +66,13 @@ class Trash:
         lives: Mover,
         *,
         clock_ns: Callable[[], int],
-        load: Callable[[Ino], Awaitable[None]] = _is_here,
-        list_all: Callable[[], Awaitable[None]] = _is_known,
+        remote: SessionDirectory | None,
     ) -> None:
-        """*load* brings a session here that only the remote has; *list_all* has the names of all such known here."""
         self._volume = volume
         self._inodes = volume.inodes
         self._lives = lives
         self._clock_ns = clock_ns
-        self._load = load
-        self._list_all = list_all
+        self._remote = remote
 
     def put(self, name: bytes) -> bytes:
         """Move the session, which is here, to the trash; its name there. Synchronous; durable with the next commit.
@@ -107,13 +97,15 @@ class Trash:
 
     async def entries(self) -> list[Trashed]:
         """What is in the trash, removed longest ago first. Raises RemoteError."""
-        await self._list_all()
+        if self._remote is not None:
+            await self._remote.list_all()
         found = []
         for entry in list(self._inodes.iter_names_with(ROOT_INO, TRASH_PREFIX)):
             dentry = self._inodes.find_dentry(ROOT_INO, entry)
             if dentry is None or not stat.S_ISDIR(dentry.kind):
                 continue
-            await self._load(dentry.ino)
+            if self._remote is not None:
+                await self._remote.load(dentry.ino)
             name = self._inodes.find_xattr(dentry.ino, NAME_XATTR) or entry
             time = self._inodes.find_xattr(dentry.ino, TIME_XATTR)
             removed_ns = TIME.unpack(time)[0] if time is not None and len(time) == TIME.size else 0

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 DOT_SESSION = b"."
 UNSENT_SUFFIX = b".unsent"
 UNSENT_MAX_BYTES = 235
+PAUSE_EVERY = 200
+"""So many stubs are looked at before requests have their turn."""
 
 
 class Catalogue(Protocol):
@@ -99,7 +101,8 @@ class SessionDirectory:
         """Sessions that must be held against the remote before they are used."""
         self.stubs: set[Ino] = {ino for ino, p in places.iter_published() if p.stub}
         """Sessions whose tree is not loaded."""
-        self._ageless: set[Ino] = set()
+        self._asked: set[Ino] = set()
+        """Stubs whose age was asked for."""
         self.loaded: list[tuple[Ino, list[ChunkId]]] = []
         """Sessions loaded and not yet prefetched, with the chunks to prefetch."""
         self.forget_name: Callable[[bytes], None] = lambda name: None
@@ -293,14 +296,19 @@ class SessionDirectory:
         async def learn(session: Ino) -> None:
             published = self._places.published(session)
             kept = await self._catalogue.resolve_kept(published.name) if published is not None else []
+            self._asked.add(session)
             if session in self.stubs and kept:
                 self._inodes.account(session, 0, 0, max(one.taken_ns for one in kept))
-            else:
-                self._ageless.add(session)
 
-        candidates = sorted(self.stubs - self._ageless)
-        unknown = [one for one in candidates if not self._inodes.session_counters(one).last_change_ns]
-        await for_each(over(unknown[:limit]), learn)
+        unknown: list[Ino] = []
+        for number, session in enumerate(self.stubs - self._asked):
+            if number % PAUSE_EVERY == 0:
+                await trio.lowlevel.checkpoint()
+            if not self._inodes.session_counters(session).last_change_ns:
+                unknown.append(session)
+            if len(unknown) == limit:
+                break
+        await for_each(over(unknown), learn)
 
     def make_stub(self, session: Ino, name: bytes) -> None:
         """The session, whose tree was dropped, is one that only the remote has: it is loaded at its next look-up."""

@@ -134,7 +134,7 @@ def _slots(directory: Path, log: Log) -> list[str]:
         versions = range(promised[slot], begun[slot] + 1)
         contents = [slot_content(slot, version) for version in versions]
         if not any(is_mixed(found, old, new) for old in contents for new in contents):
-            wrong.append(f"slot {slot} is {found[:32]!r}, not one of the versions {list(versions)}")
+            wrong.append(f"slot {slot} is {found[:32]!r}, none of the versions {list(versions)}, nor two in part")
     return wrong
 
 

@@ -21,6 +21,7 @@ import trio
 from sessfs.config import Settings
 
 
+# Its handlers have no types, and say so: they would be pyfuse3's own, which repeat in each signature.
 class Empty(pyfuse3.Operations):
     """A root directory with one empty file, `file`."""
 

@@ -53,9 +53,8 @@ class Keeping:
         self.last_use = LastUse(
             volume.inodes, clock_ns=self.now_ns, monotonic_s=box.clock.s, is_chrome=lambda pid: pid == CHROME
         )
-        load = machine.sessions.load if machine is not None else _is_here
-        list_all = machine.sessions.list_all if machine is not None else trio.lowlevel.checkpoint
-        self.trash = Trash(volume, lives, clock_ns=self.now_ns, load=load, list_all=list_all)
+        remote = machine.sessions if machine is not None else None
+        self.trash = Trash(volume, lives, clock_ns=self.now_ns, remote=remote)
         self.guard = ClockGuard(PolicyTable(volume.meta), clock_ns=self.now_ns, monotonic_s=box.clock.s)
         self.retention = Retention(
             volume,
@@ -64,7 +63,7 @@ class Keeping:
             self.trash,
             self.guard,
             kernel,
-            remote=machine.sessions if machine is not None else None,
+            remote=remote,
         )
 
     def now_ns(self) -> int:
@@ -76,7 +75,3 @@ class Keeping:
 
     async def names_in_trash(self) -> list[bytes]:
         return [one.name for one in await self.trash.entries()]
-
-
-async def _is_here(session: object) -> None:
-    await trio.lowlevel.checkpoint()

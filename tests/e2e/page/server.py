@@ -152,7 +152,7 @@ class PageServer(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         """A Chrome that is killed drops its connections: no news. Anything else goes to stderr."""
         if not isinstance(sys.exc_info()[1], OSError):
-            super().handle_error(request, client_address)  # type: ignore[arg-type]
+            super().handle_error(request, client_address)  # type: ignore[arg-type]  # typeshed names narrower types
 
 
 class Handler(BaseHTTPRequestHandler):
