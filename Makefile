@@ -49,7 +49,7 @@ soak:
 	$(AS_ROOT) env SESSFS_TEST_SNAPSHOTS=100 SESSFS_TEST_UPLOAD_MB=1000 SESSFS_TEST_NAMES=100000 \
 	    SESSFS_TEST_SCALE_FILES=100000 SESSFS_TEST_IMPORT_SESSIONS=50 $(PYTHON) -m pytest tests/mount/test_remote_snapshots.py \
 	    tests/mount/test_remote_room.py tests/mount/test_remote_cost.py tests/mount/test_scale.py tests/mount/test_import.py \
-	    tests/e2e/test_chrome_remote.py
+	    tests/e2e/test_chrome_remote.py tests/e2e/test_chrome_import.py
 
 # As long as you like: decoders and rules against random input.
 fuzz:

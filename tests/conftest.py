@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from tests.support.mounted import Mounted
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -84,3 +85,13 @@ def directory(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     path = tmp_path / "plain"
     path.mkdir(mode=0o755)
     return path
+
+
+@pytest.fixture
+def started() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Commands that a test started and may have left running."""
+    commands: list[subprocess.Popen[bytes]] = []
+    yield commands
+    for command in commands:
+        command.kill()
+        command.wait()

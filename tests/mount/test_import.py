@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -10,47 +9,19 @@ import subprocess
 import sys
 import time
 import zipfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import posix
+from tests.support.imports import MANY, SESSIONS, begin, outcomes, run_import, wait_for_sessions, with_copies
 from tests.support.mounted import Mounted
 from tests.support.profiles import Shape, describe, make_profile, make_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-SESSIONS = int(os.environ.get("SESSFS_TEST_IMPORT_SESSIONS", "6"))
-"""50 make 7 GB, of which most is the same: `make soak` does that."""
-MANY = 20
-"""From so many on the profiles of the test are as large as real ones."""
 SHAPE = Shape(scripts=4, script_kib=128, records=500)
 LARGE = Shape(scripts=24, script_kib=5 << 10, records=20_000)
-CREATED_S = 300.0
-BEGIN = """
-import os, sys
-from pathlib import Path
-from sessfs.mount import control
-found = os.stat(sys.argv[2])
-params = {"source": sys.argv[2], "identity": [found.st_dev, found.st_ino], "as_name": None}
-params |= {"verify": True, "dry_run": False, "skip_unsafe": False, "group_bytes": 1}
-control.call(Path(sys.argv[1]), "import", params, timeout_s=None, on_progress=None)
-"""
-"""What the command does, but for the size of the groups."""
-
-
-def run_import(mount: Mounted, source: Path, *options: str, code: int = 0) -> dict[str, Any]:
-    """`sessfs import --json`; returns its report."""
-    done = mount.sessfs("import", str(source), str(mount.path), "--json", *options, check=False, timeout_s=1800)
-    assert done.returncode == code, done.stdout + done.stderr + mount.log_tail()
-    report: dict[str, Any] = json.loads(done.stdout)
-    return report
-
-
-def outcomes(report: dict[str, Any]) -> dict[str, str]:
-    return {session["name"]: session["outcome"] for session in report["sessions"]}
 
 
 def assert_same(mount: Mounted, sessions: list[Path]) -> None:
@@ -58,37 +29,9 @@ def assert_same(mount: Mounted, sessions: list[Path]) -> None:
         assert describe(mount.path / session.name) == describe(session), session.name
 
 
-@pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Commands that a test started and may have left running."""
-    commands: list[subprocess.Popen[bytes]] = []
-    yield commands
-    for command in commands:
-        command.kill()
-        command.wait()
-
-
-def begin(mount: Mounted, source: Path, started: list[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
-    """Import in a process of its own, a session at a time."""
-    command = [sys.executable, "-c", BEGIN, str(mount.state), str(source)]
-    with open(os.devnull, "r+b") as null:
-        started.append(subprocess.Popen(command, stdin=null, stdout=null, stderr=null))
-    return started[-1]
-
-
-def wait_for_sessions(mount: Mounted, number: int) -> None:
-    assert posix.eventually(lambda: len(os.listdir(mount.path)) >= number, CREATED_S)
-
-
 def make_large_tree(root: Path, number: int) -> list[Path]:
     """Users of about 140 MB each, if there are MANY; five are made, the others copies with something of their own."""
-    made = make_tree(root, min(number, 5), LARGE if number >= MANY else SHAPE)
-    for n in range(len(made) + 1, number + 1):
-        copy = root / f"user{n}"
-        shutil.copytree(made[n % len(made)], copy, symlinks=True)
-        (copy / "session/Default/own").write_bytes(os.urandom(500_000))
-        made.append(copy)
-    return made
+    return with_copies(make_tree(root, min(number, 5), LARGE if number >= MANY else SHAPE), number)
 
 
 def test_import_tree_compares_byte_for_byte_and_attribute_for_attribute(mount: Mounted, tmp_path: Path) -> None:
