@@ -80,5 +80,5 @@ uninstall:
 	rm -rf $(OPT)
 
 clean:
-	$(AS_ROOT) rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/e2e/node_modules
+	$(AS_ROOT) rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/e2e/node_modules tests/e2e/page/large/node_modules
 	$(AS_ROOT) find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -307,7 +307,7 @@ def main() -> None:
         base = stack.enter_context(disk.open_ext4(args.base, directory))
         targets = Targets(base, install.compile_passthrough(directory))
         needs_page = bool(set(PAGE_GROUPS) & set(args.only))
-        page = stack.enter_context(open_page("all")) if needs_page else None
+        page = stack.enter_context(open_page("large")) if needs_page else None
         bench = Bench(args, targets, page)
         for group in args.only:
             bench.run(group)

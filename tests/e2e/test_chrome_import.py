@@ -54,7 +54,7 @@ def chromium_tree(root: Path, number: int) -> list[Path]:
     """Profiles that Chromium filled and closed, and copies of them with something of their own; *number* in all."""
     users = [User(f"user{n}", f"tree-{n}", root / f"user{n}") for n in range(1, PROFILES + 1)]
     large = number >= MANY
-    with open_page("all" if large else "core") as page:
+    with open_page("large" if large else "core") as page:
         for user in users:
             run_life(page, user, "qr", FULL if large else FILL, 300.0)
     return with_copies([user.data_path for user in users], number)
