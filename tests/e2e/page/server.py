@@ -82,6 +82,10 @@ class Asset:
     url: str
     body: bytes
     run: bool
+    whole: bool
+    """Kept by the page alone, and put as one body: Chrome then writes 512 KiB at once; else as it comes, and what comes
+    goes into the HTTP cache, too.
+    """
 
     @cached_property
     def sha256(self) -> str:
@@ -112,7 +116,7 @@ def load_assets(node_modules: Sequence[Path], *, large: bool) -> dict[str, Asset
     assets: dict[str, Asset] = {}
     for name, path, run in iter_assets(node_modules, large=large):
         url = f"/static/{name.replace('/', '~')}"
-        assets[url] = Asset(url, path.read_bytes(), run)
+        assets[url] = Asset(url, path.read_bytes(), run, whole=large)
     return assets
 
 
@@ -156,7 +160,10 @@ class PageServer(ThreadingHTTPServer):
         # The handshake happens at the first read, in the connection's own thread, not in accept.
         self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.assets = assets
-        listing = [{"url": a.url, "sha256": a.sha256, "bytes": len(a.body), "run": a.run} for a in assets.values()]
+        listing = [
+            {"url": a.url, "sha256": a.sha256, "bytes": len(a.body), "run": a.run, "whole": a.whole}
+            for a in assets.values()
+        ]
         self.listing = json.dumps(listing).encode()
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -185,7 +192,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send_page(path)
 
     def _send_asset(self, asset: Asset) -> None:
-        headers = {"Cache-Control": "public, max-age=31536000, immutable", "ETag": f'"{asset.sha256}"'}
+        kept = "no-store" if asset.whole else "public, max-age=31536000, immutable"
+        headers = {"Cache-Control": kept, "ETag": f'"{asset.sha256}"'}
         body = asset.body
         if "gzip" in self.headers.get("Accept-Encoding", ""):
             body = asset.gzipped

@@ -102,7 +102,8 @@ export async function fillCaches() {
     for (let asset = queue.shift(); asset !== undefined; asset = queue.shift()) {
       const response = await fetch(asset.url);
       if (!response.ok) throw new Error(`${asset.url}: HTTP ${response.status}`);
-      await cache.put(asset.url, response);
+      const { headers } = response;
+      await cache.put(asset.url, asset.whole ? new Response(await response.arrayBuffer(), { headers }) : response);
     }
   };
   await Promise.all(Array.from({ length: PARALLEL_FETCHES }, drain));
