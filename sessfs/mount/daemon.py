@@ -102,6 +102,7 @@ class Daemon:
             monotonic_s=time.monotonic,
             hash_key=repository.hash_key if repository is not None else None,
             remote=self._hooks(),
+            requests=lambda: self._operations.requests.total(),
         )
         self._remote: RemoteSide | None = None
         if repository is not None and self._gate is not None and self._chunks is not None:

@@ -1,7 +1,9 @@
 """Group commit: one durable metadata batch after another, each holding every operation acknowledged before its cut.
 
 The order of one commit: flush the ordered hot files, then the batch in one LMDB transaction, then delete what the batch
-made superfluous. A crash between any two steps leaves the previous batch, with all data that it speaks of.
+made superfluous. A crash between any two steps leaves the previous batch, with all data that it speaks of. Files that
+somebody waits for, and that are not ordered, are flushed beside the batch, each in a thread: a filesystem makes one
+commit of flushes that are under way at once, so all of it takes little longer than the longest.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import functools
 import logging
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,7 +21,8 @@ from sessfs.errors import LocalStoreError
 from sessfs.local.hotfiles import sync
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Executor
 
     from sessfs.local.chunkstore import References
     from sessfs.local.db import Batch, Database
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
+FLUSHES = 8
+"""So many files are flushed at once."""
 
 
 class _Outcome:
@@ -61,6 +67,8 @@ class Committer:
         self._interval_s = interval_s
         self._next = _Outcome()
         self._flushing: Counter[Ino] = Counter()
+        self._awaited: dict[Ino, Inode] = {}
+        self._threads = ThreadPoolExecutor(FLUSHES, "flush")
         self._asked = trio.Event()
         self.failed: LocalStoreError | None = None
         """The error of the last commit, None once one succeeds again."""
@@ -97,7 +105,7 @@ class Committer:
         names it, and after a crash the inode takes its length over. That is one flush of the disk, not three.
         """
         if self.needs_commit:
-            self._fileio.order(inode)
+            self._awaited[inode.ino] = inode
             await self.commit()
             return
         if not self.needs_sync(inode):
@@ -115,7 +123,7 @@ class Committer:
         StoreFull), and what must be called by the request loop after that, with the error if there was one. Raises
         OSError, having begun nothing.
         """
-        fds, names = self._descriptors([inode])
+        fds, _, names = self._descriptors([inode], [])
         inode.unsynced = False
         self._flushing[inode.ino] += 1
 
@@ -154,49 +162,75 @@ class Committer:
 
     async def _commit_once(self) -> None:
         ordered = self._fileio.take_ordered()
+        beside = [inode for inode in self._awaited.values() if inode.unsynced and inode.hot_no]
         try:
-            fds, names = self._descriptors(ordered)
+            first, others, names = self._descriptors(ordered, beside)
         except OSError as exc:
             self._fileio.restore_ordered(ordered)
             raise LocalStoreError(f"a hot file could not be opened to flush it: {exc}") from exc
+        self._awaited.clear()
+        for inode in beside:
+            inode.unsynced = False
         retired = self._fileio.retirement.take()
         self._inodes.encode_dirty()
         self._references.cut()
         batch = self._meta.cut()
-        durable = False
+        durable = flushed = False
         try:
-            if fds or batch.n_changes:
-                while not await trio.to_thread.run_sync(_flush, self._meta, fds, batch):
-                    log.info("metadata map grown to %d bytes", self._meta.grow())
-                    fds = []
-            durable = True
-            self.n_commits += 1
+            if first or others or batch.n_changes:
+                error = await self._write(first, others, batch)
+                durable = True
+                self.n_commits += 1
+                if error is not None:
+                    raise error
+            durable = flushed = True
         finally:
             self._meta.settle(batch, durable=durable)
             if durable:
                 self._references.settle()
-                if names is not None:
-                    self._hot.names_synced(names)
                 for ino, number in retired:
                     self._hot.delete(ino, number)
             else:
                 self._fileio.restore_ordered(ordered)
                 self._fileio.retirement.restore(retired)
+            if flushed and names is not None:
+                self._hot.names_synced(names)
+            if not flushed:
+                for inode in beside:
+                    inode.unsynced = True
+                    self._awaited[inode.ino] = inode
 
-    def _descriptors(self, ordered: list[Inode]) -> tuple[list[int], int | None]:
-        """What is to be flushed before the batch; and if the directory of the hot files is among it, what to tell them
-        after. Raises OSError, having opened nothing.
+    def _descriptors(
+        self, ordered: Sequence[Inode], beside: Sequence[Inode]
+    ) -> tuple[list[int], list[int], int | None]:
+        """What is to be flushed before the batch, and beside it; and if the directory of the hot files is among either,
+        what to tell them after. Raises OSError, having opened nothing.
         """
-        fds: list[int] = []
+        first: list[int] = []
+        others: list[int] = []
         try:
-            for inode in ordered:
-                fds.append(self._hot.duplicate(inode.ino, inode.hot_no))
-            names = self._hot.open_names() if fds else None
+            for fds, inodes in ((first, ordered), (others, beside)):
+                fds.extend(self._hot.duplicate(inode.ino, inode.hot_no) for inode in inodes)
+            names = self._hot.open_names() if first or others else None
         except OSError:
-            for fd in fds:
+            for fd in (*first, *others):
                 os.close(fd)
             raise
-        return (fds, None) if names is None else ([*fds, names[0]], names[1])
+        if names is None:
+            return first, others, None
+        (first or others).append(names[0])
+        return first, others, names[1]
+
+    async def _write(self, first: list[int], beside: list[int], batch: Batch) -> Exception | None:
+        """Make the batch durable; returns the error of what was flushed beside it. Raises that of the rest."""
+        beside_error: Exception | None = None
+        while True:
+            written, error = await trio.to_thread.run_sync(_flush, self._threads, self._meta, first, beside, batch)
+            beside_error = beside_error or error
+            if written:
+                return beside_error
+            log.info("metadata map grown to %d bytes", self._meta.grow())
+            first, beside = [], []
 
     @property
     def is_dirty(self) -> bool:
@@ -204,8 +238,19 @@ class Committer:
         return self._inodes.is_dirty or self._meta.is_dirty
 
 
-def _flush(meta: Database, fds: list[int], batch: Batch) -> bool:
-    """In a thread: data first, then the batch. False when the map must grow first."""
-    if fds:
-        sync(fds)
-    return meta.write_batch(batch) if batch.n_changes else True
+def _flush(
+    threads: Executor, meta: Database, first: list[int], beside: list[int], batch: Batch
+) -> tuple[bool, Exception | None]:
+    """In a thread: flush *first*, then write the batch; meanwhile flush *beside*, whose error is returned. False when
+    the map must grow before the batch is written. Closes all descriptors, also when it raises.
+    """
+    others = [threads.submit(sync, [fd]) for fd in beside]
+    try:
+        more = [threads.submit(sync, [fd]) for fd in first[1:]]
+        sync(first[:1])
+        for flushed in more:
+            flushed.result()
+        written = meta.write_batch(batch) if batch.n_changes else True
+    finally:
+        errors = [other.exception() for other in others]
+    return written, next((error for error in errors if isinstance(error, Exception)), None)

@@ -46,15 +46,18 @@ if TYPE_CHECKING:
     from sessfs.local.hotfiles import HotFiles
     from sessfs.local.inodes import Inode, Inodes
     from sessfs.vfs.fileio import FileIO
+    from sessfs.vfs.quiet import Quiet
 
 log = logging.getLogger(__name__)
 JOB_BYTES = 64 << 20
 JOB_FILES = 256
 TICK_S = 1.0
 RETRY_S = 5.0
-PATIENCE_S = 2.0
+UNMOUNT_PATIENCE_S = 2.0
 """How long an unmount may wait for the seal process to end what it is at."""
 DROP_AT_ONCE = 20_000
+PATIENCE = 6
+"""How often the time that a file must be idle may go by again before it is sealed although it is not quiet."""
 
 
 class SealProcessClient:
@@ -109,7 +112,10 @@ class SealProcessClient:
         """Cancelled: let the process come to an end with what it was asked, so that it is known what it did."""
         assert process.stdout is not None
         if self._is_sent:
-            with trio.move_on_after(PATIENCE_S, shield=True), contextlib.suppress(trio.BrokenResourceError, EOFError):
+            with (
+                trio.move_on_after(UNMOUNT_PATIENCE_S, shield=True),
+                contextlib.suppress(trio.BrokenResourceError, EOFError),
+            ):
                 reply = decode_reply(await self._receive(process.stdout))
                 if not reply.error:
                     on_late(reply)
@@ -188,8 +194,15 @@ class Sealer:
         *,
         idle_s: float,
         monotonic_s: Callable[[], float],
+        quiet: Quiet,
+        roomy_bytes: int,
         forget_places: Callable[[Sequence[ChunkId]], None],
     ) -> None:
+        """What has been idle for *idle_s* is sealed when it is *quiet*, and at once while hot files take more than
+        *roomy_bytes*.
+        """
+        self._quiet = quiet
+        self._roomy_bytes = roomy_bytes
         self._forget_places = forget_places
         self._client = client
         self._inodes = inodes
@@ -208,7 +221,7 @@ class Sealer:
         while True:
             await trio.sleep(TICK_S)
             try:
-                while idle := self._idle():
+                while self._may_seal() and (idle := self._idle()):
                     await self._seal(idle)
                 await self.drop_dead()
                 self.failed = None
@@ -217,6 +230,18 @@ class Sealer:
                     log.error("sealing failed, will be tried again: %s", exc)
                 self.failed = str(exc)
                 await trio.sleep(RETRY_S)
+
+    def _may_seal(self) -> bool:
+        """Whether what is idle may be sealed now. Sealing takes a core and a starting Chrome takes all of them, so it
+        waits until it is quiet; but not for ever, and not where room gets short.
+        """
+        if self._quiet.is_quiet():
+            return True
+        changed_s = [inode.changed_s for inode in self._fileio.hot_inodes.values() if inode.nlink]
+        longest_s = self._idle_s * (1 + PATIENCE)
+        if changed_s and self._monotonic_s() - min(changed_s) >= longest_s:
+            return True
+        return self._fileio.hot_bytes() > self._roomy_bytes
 
     def _idle(self) -> list[Inode]:
         before = self._monotonic_s() - self._idle_s

@@ -20,6 +20,7 @@ from sessfs.types import ROOT_INO
 from sessfs.vfs.committer import Committer
 from sessfs.vfs.fileio import FileIO
 from sessfs.vfs.namespace import Namespace
+from sessfs.vfs.quiet import Quiet
 from sessfs.vfs.recovery import reconcile_hot_files, sweep_unreferenced
 from sessfs.vfs.renames import RENAME_NOREPLACE, Renames
 from sessfs.vfs.scrubbing import remove_leftovers
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CLOSE_DROP_S = 10.0
+ROOMY_PART = 4
+"""Sealing waits for quiet until hot files take this part of the bound."""
 """Dropping dead chunks may hold up an unmount this long; the next start sweeps the rest."""
 
 
@@ -87,9 +90,10 @@ class Volume:
         remote: RemoteHooks | None = None,
         level: int = ZSTD_LEVEL,
         map_bytes: tuple[int, int] = (META_MAP_BYTES, CHUNKS_MAP_BYTES),
+        requests: Callable[[], int] = lambda: 0,
     ) -> None:
-        """Open, creating it when new: then *hash_key* is its key, if given. Raises StateInUse, StateTooNew,
-        StoreCorrupt, LocalStoreError.
+        """Open, creating it when new: then *hash_key* is its key, if given. *requests* says how many were served so
+        far: while many come, sealing waits. Raises StateInUse, StateTooNew, StoreCorrupt, LocalStoreError.
         """
         self.state = StateDirectory(state_dir)
         remove_leftovers(state_dir)
@@ -124,6 +128,8 @@ class Volume:
             self.references,
             idle_s=seal_idle_s,
             monotonic_s=monotonic_s,
+            quiet=Quiet(requests, monotonic_s),
+            roomy_bytes=cache_bound_bytes // ROOMY_PART,
             forget_places=self.places.forget,
         )
         self.read_only_reason: str | None = None
