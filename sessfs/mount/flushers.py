@@ -48,6 +48,11 @@ class Flushers:
             thread.start()
         self._jobs.put((flush, answer))
 
+    @property
+    def is_busy(self) -> bool:
+        """True while a flush is under way."""
+        return self._busy > len(self._done)
+
     def settle(self) -> None:
         """In the loop: take in what the threads have done since."""
         while self._done:

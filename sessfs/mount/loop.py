@@ -40,7 +40,12 @@ BURST: Final = 16
 LINGER_MS: Final = 1
 SPIN_S: Final = 80e-6
 DENSE_S: Final = 150e-6
-"""A request that came this soon after the last answer: the next may, too, and being woken takes about as long."""
+"""A request that comes this soon after the last answer is seen by who looks for it without sleeping."""
+CREDIT: Final = 4
+"""So many more requests than not must have come soon before the loop looks for one without sleeping; and what a look in
+vain takes off. A look costs a core that a starting Chrome could have used, so three of four must be worth it.
+"""
+CREDIT_MAX: Final = 12
 ERRNO: Final = "errno"
 """What an answer is called that is an error number alone."""
 GONE: Final = (errno.ENODEV, errno.ECONNABORTED, errno.EBADF)
@@ -79,7 +84,7 @@ class RequestLoop:
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._waiting = 0
         self._ended = False
-        self._is_dense = False
+        self._credit = 0
         self._flushers: Flushers
         self._scope = trio.CancelScope()
         self._poller = select.poll()
@@ -87,18 +92,21 @@ class RequestLoop:
 
     def _more(self) -> bool:
         """Wait for the next request: at first without sleeping, where requests have been coming so fast that falling
-        asleep and being woken would take longer than it takes them to come.
+        asleep and being woken would take longer than it takes them to come. Not while a file is being flushed: who
+        waits for that asks for nothing, and the flusher needs the interpreter.
         """
         if self._waiting:
             return bool(self._poller.poll(0))
         start = time.perf_counter()
-        if self._is_dense:
+        if self._credit >= CREDIT and not self._flushers.is_busy:
             while time.perf_counter() - start < SPIN_S:
                 if self._poller.poll(0):
+                    self._credit = min(self._credit + 1, CREDIT_MAX)
                     return True
-            self._is_dense = False
+            self._credit -= CREDIT
         came = bool(self._poller.poll(LINGER_MS))
-        self._is_dense = came and time.perf_counter() - start < DENSE_S
+        if came and time.perf_counter() - start < DENSE_S:
+            self._credit = min(self._credit + 1, CREDIT_MAX)
         return came
 
     async def run(self) -> None:
