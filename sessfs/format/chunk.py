@@ -73,13 +73,36 @@ class FrameCodec:
         """The plaintext of *frame*, at most FRAME_MAX_BYTES; raises StoreCorrupt for anything else, without
         allocating what a damaged header asks for.
         """
+        self.plain_bytes(frame)
         try:
-            size = zstandard.frame_content_size(frame)
-            if not 0 <= size <= FRAME_MAX_BYTES:
-                raise StoreCorrupt(f"a frame claims {size} bytes of content, more than {FRAME_MAX_BYTES}")
             return self._decompressor.decompress(frame, max_output_size=FRAME_MAX_BYTES)
         except zstandard.ZstdError as exc:
             raise StoreCorrupt(f"a frame does not decompress: {exc}") from exc
+
+    def decode_into(self, frame: Buffer, target: bytearray) -> int:
+        """As `decode`, into the first bytes of *target*, which has FRAME_MAX_BYTES; returns how many they are."""
+        size = self.plain_bytes(frame)
+        done = 0
+        try:
+            with self._decompressor.stream_reader(frame) as reader, memoryview(target) as view:
+                while got := reader.readinto(view[done:size]):
+                    done += got
+        except zstandard.ZstdError as exc:
+            raise StoreCorrupt(f"a frame does not decompress: {exc}") from exc
+        if done != size:
+            raise StoreCorrupt(f"a frame claims {size} bytes of content, and has {done}")
+        return size
+
+    @staticmethod
+    def plain_bytes(frame: Buffer) -> int:
+        """How many bytes *frame* says that its plaintext has. Raises StoreCorrupt, also for over FRAME_MAX_BYTES."""
+        try:
+            size = zstandard.frame_content_size(frame)
+        except zstandard.ZstdError as exc:
+            raise StoreCorrupt(f"a frame does not decompress: {exc}") from exc
+        if not 0 <= size <= FRAME_MAX_BYTES:
+            raise StoreCorrupt(f"a frame claims {size} bytes of content, more than {FRAME_MAX_BYTES}")
+        return size
 
 
 def verify_chunk(key: bytes, expected: ChunkId, plaintext: Buffer) -> None:

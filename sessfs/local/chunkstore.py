@@ -12,9 +12,10 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from sessfs.errors import StoreCorrupt
-from sessfs.format.chunk import FrameCodec, chunk_id, verify_chunk
+from sessfs.format.chunk import FRAME_MAX_BYTES, FrameCodec, chunk_id, verify_chunk
 from sessfs.local.db import Database, TableName
 from sessfs.local.inodes import KEPT_REFS, REFS
+from sessfs.local.memory import OWN_BLOCK_BYTES, Blocks
 from sessfs.types import CHUNK_ID_BYTES, ChunkId, FrameNo
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ REF_COUNT = struct.Struct("<I")
 TOTALS_RECORD = struct.Struct("<QQQ")
 TOTALS_KEY = b"totals"
 FRAME_CACHE_BYTES = 8 << 20
+BLOCK_MIN_BYTES = OWN_BLOCK_BYTES
+"""Frames of this size and more are opened into blocks that are used again."""
 
 
 class Place(NamedTuple):
@@ -95,8 +98,9 @@ class ChunkReader:
         self._db = db
         self._key = key
         self._codec = FrameCodec()
-        self._frames: OrderedDict[FrameNo, bytes] = OrderedDict()
+        self._frames: OrderedDict[FrameNo, bytes | bytearray] = OrderedDict()
         self._cached_bytes = 0
+        self._blocks = Blocks(FRAME_MAX_BYTES)
         self._clock = 0
         self._last_use: dict[FrameNo, int] = {}
 
@@ -162,19 +166,27 @@ class ChunkReader:
             offset += length
         return list(sound)
 
-    def _load(self, frame: FrameNo) -> bytes:
+    def _load(self, frame: FrameNo) -> bytes | bytearray:
+        """The plaintext of a frame, with anything behind it."""
         record = self._db.get(FRAMES, FRAME_KEY.pack(frame))
         if record is None:
             raise StoreCorrupt(f"frame {frame} is indexed but not stored")
         _, payload = decode_frame_record(record)
-        plain = self._codec.decode(payload)
+        while self._cached_bytes > FRAME_CACHE_BYTES and self._frames:
+            _, dropped = self._frames.popitem(last=False)
+            self._cached_bytes -= len(dropped)
+            if isinstance(dropped, bytearray):
+                self._blocks.give(dropped)
+        plain: bytes | bytearray
+        if self._codec.plain_bytes(payload) < BLOCK_MIN_BYTES:
+            plain = self._codec.decode(payload)
+        else:
+            plain = self._blocks.take()
+            self._codec.decode_into(payload, plain)
         self._clock += 1
         self._last_use[frame] = self._clock
         self._frames[frame] = plain
         self._cached_bytes += len(plain)
-        while self._cached_bytes > FRAME_CACHE_BYTES and len(self._frames) > 1:
-            _, dropped = self._frames.popitem(last=False)
-            self._cached_bytes -= len(dropped)
         return plain
 
     def least_used(self) -> list[tuple[FrameNo, int]]:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from sessfs.format.chunk import Buffer
 
 MAX_OPEN = 512
+SCRATCH_BYTES = 1 << 20
+"""What the kernel asks for at once at most. A new block of this size costs ten times what reading into this one does,
+since the system clears its pages first.
+"""
+SCRATCH_MIN_BYTES = 64 << 10
 
 
 class HotFiles:
@@ -31,6 +36,7 @@ class HotFiles:
         self._dir_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._fds: dict[int, int] = {}
         self._names_made = self._names_synced = 0
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
 
     def path(self, ino: Ino, number: int) -> Path:
         """Where the hot file lies."""
@@ -97,6 +103,16 @@ class HotFiles:
         if len(got) < length:
             got += bytes(length - len(got))
         return got
+
+    def view(self, ino: Ino, number: int, length: int, offset: int) -> Buffer:
+        """As `pread`; what it returns is valid until the next call of this method."""
+        if not SCRATCH_MIN_BYTES <= length <= len(self._scratch):
+            return self.pread(ino, number, length, offset)
+        scratch = self._scratch[:length]
+        got = os.preadv(self.fd(ino, number), [scratch], offset)
+        if got < length:
+            scratch[got:] = bytes(length - got)
+        return scratch
 
     def pwrite(self, ino: Ino, number: int, content: Buffer, offset: int) -> None:
         """Write all of *content* at *offset*; raises StoreFull when the disk is full."""

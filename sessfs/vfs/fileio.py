@@ -90,13 +90,13 @@ class FileIO(Contents):
 
     def try_read(self, inode: Inode, offset: int, length: int, parts: list[Buffer]) -> list[ChunkId]:
         """Append to *parts* what `read` returns, in pieces, if it can be had without waiting; the chunks that are
-        missing, if any are: then what was appended is of no use.
+        missing, if any are: then what was appended is of no use. The pieces are valid until the next read of any file.
         """
         end = min(offset + length, inode.size)
         if end <= offset:
             return []
-        if not inode.cold:
-            parts.append(self._read_hot(inode, offset, end))
+        if not inode.cold and inode.hot_no:
+            parts.append(self._hot.view(inode.ino, inode.hot_no, end - offset, offset))
             return []
         return self._gather(inode, offset, end, parts)
 

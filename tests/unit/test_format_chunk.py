@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import blake3
 import pytest
 import zstandard
@@ -20,6 +22,9 @@ from sessfs.format.chunk import (
 )
 from sessfs.local.chunkstore import decode_frame_record, encode_frame_record
 from sessfs.types import CHUNK_ID_BYTES, ChunkId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY = bytes(range(32))
 OTHER_KEY = bytes(32)
@@ -92,33 +97,53 @@ def test_changed_chunk_does_not_verify() -> None:
 # -- frames
 
 
+def decode_into(frame: bytes) -> bytes:
+    """By `decode_into`, into a block that had something else in it."""
+    block = bytearray(b"\xee" * FRAME_MAX_BYTES)
+    return bytes(block[: FrameCodec().decode_into(frame, block)])
+
+
+DECODERS = [FrameCodec().decode, decode_into]
+
+
+@pytest.mark.parametrize("decode", DECODERS)
 @given(st.lists(st.binary(max_size=500), max_size=6))
-def test_frame_round_trip(chunks: list[bytes]) -> None:
-    codec = FrameCodec()
-    assert codec.decode(codec.encode(chunks)) == b"".join(chunks)
+def test_frame_round_trip(decode: Callable[[bytes], bytes], chunks: list[bytes]) -> None:
+    assert decode(FrameCodec().encode(chunks)) == b"".join(chunks)
 
 
-def test_largest_frame_round_trip() -> None:
+@pytest.mark.parametrize("decode", DECODERS)
+def test_largest_frame_round_trip(decode: Callable[[bytes], bytes]) -> None:
     codec = FrameCodec()
     for content in (bytes(FRAME_MAX_BYTES), noise(3, FRAME_MAX_BYTES)):
-        assert codec.decode(codec.encode([content])) == content
+        assert decode(codec.encode([content])) == content
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+def test_frame_that_is_cut_short_anywhere_is_corrupt(decode: Callable[[bytes], bytes]) -> None:
+    frame = FrameCodec().encode([noise(1, 300), b"again and again " * 50])
+    for end in range(len(frame)):
+        with pytest.raises(StoreCorrupt):
+            decode(frame[:end])
 
 
 @given(st.binary(max_size=200))
 def test_decoding_anything_raises_nothing_else(frame: bytes) -> None:
     for encoded in (frame, b"\x28\xb5\x2f\xfd" + frame):
-        try:
-            assert len(FrameCodec().decode(encoded)) <= FRAME_MAX_BYTES
-        except StoreCorrupt:
-            continue
+        for decode in DECODERS:
+            try:
+                assert len(decode(encoded)) <= FRAME_MAX_BYTES
+            except StoreCorrupt:
+                continue
 
 
 def test_decompression_is_bounded() -> None:
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(FRAME_MAX_BYTES + 1))
     unsized = zstandard.ZstdCompressor(level=1, write_content_size=False).compress(bytes(FRAME_MAX_BYTES + 1))
     for frame in (bomb, unsized):
-        with pytest.raises(StoreCorrupt):
-            FrameCodec().decode(frame)
+        for decode in DECODERS:
+            with pytest.raises(StoreCorrupt):
+                decode(frame)
 
 
 def test_no_damage_of_a_frame_record_gives_a_wrong_chunk() -> None:

@@ -220,6 +220,18 @@ def test_chunkreader_finds_damage_and_reads_the_rest(store: Store) -> None:
     assert reader.find(cid(100)) == chunk(100)
 
 
+def test_chunkreader_chunk_stays_while_others_are_read(store: Store) -> None:
+    """Frames are opened into blocks that are used again: never while somebody still looks at what was in one."""
+    numbers = list(range(1, 40 * PER_FRAME))
+    store.add(*numbers)
+    kept = {number: store.reader.find(cid(number)) for number in numbers[::50]}
+    for number in numbers:
+        found = store.reader.find(cid(number))
+        assert found is not None
+        assert found == chunk(number)
+    assert {number: bytes(found or b"") for number, found in kept.items()} == {n: chunk(n) for n in kept}
+
+
 def test_chunkreader_missing_frame_is_corrupt(store: Store) -> None:
     store.add(1)
     store.db.delete(FRAMES, FRAME_KEY.pack(store.frames()[0]))

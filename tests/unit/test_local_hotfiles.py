@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from typing import TYPE_CHECKING
 
 import pytest
 
 from sessfs.errors import StoreFull
 from sessfs.local import hotfiles
-from sessfs.local.hotfiles import HotFiles, sync
+from sessfs.local.hotfiles import SCRATCH_BYTES, SCRATCH_MIN_BYTES, HotFiles, sync
 from sessfs.types import Ino
 
 if TYPE_CHECKING:
@@ -49,6 +50,18 @@ def test_hotfiles_copy_keeps_content_and_holes(hot: HotFiles) -> None:
     assert hot.allocated_bytes(INO, 2) < 1 << 20
     hot.pwrite(INO, 2, b"other", 0)
     assert hot.pread(INO, 1, 5, 0) == b"first"
+
+
+@pytest.mark.parametrize(
+    "length", [1, SCRATCH_MIN_BYTES - 1, SCRATCH_MIN_BYTES, 700_000, SCRATCH_BYTES, SCRATCH_BYTES + 1]
+)
+@pytest.mark.parametrize("offset", [0, 12_345, 3_000_000])
+def test_hotfiles_view_is_what_pread_gives(hot: HotFiles, length: int, offset: int) -> None:
+    """Also past the end, where what an earlier view left must not show."""
+    hot.create(Ino(5), 1, 0)
+    hot.pwrite(Ino(5), 1, random.Random(1).randbytes(1_500_000), 0)
+    hot.view(Ino(5), 1, SCRATCH_BYTES, 0)
+    assert bytes(hot.view(Ino(5), 1, length, offset)) == hot.pread(Ino(5), 1, length, offset)
 
 
 def test_hotfiles_copy_of_nothing_but_a_hole(hot: HotFiles) -> None:
