@@ -27,7 +27,7 @@ MAX_READERS = 256
 COPY_BYTES = 32 << 20
 DATA_FILE = "data.mdb"
 LOCK_FILE = "lock.mdb"
-MAPPED_BYTES = 8 << 20
+MAPPED_BYTES = 4 << 20
 """About how much of the mapped file may count as this process's memory before it is let go of."""
 PAGE_BYTES = 4096
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import trio
 
 from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteMissing, StoreCorrupt
-from sessfs.format.chunk import FrameCodec, verify_chunk
+from sessfs.format.chunk import FRAME_MAX_BYTES, FrameCodec, verify_chunk
 from sessfs.format.segment import open_frame, segment_key
 from sessfs.local.chunkstore import decode_frame_record
 from sessfs.local.places import RemotePlace
@@ -36,8 +36,8 @@ GAP_BYTES = 128 * 1024
 """Two frames of a segment this near each other are read in one request: the gap costs less than a request."""
 READ_MAX_BYTES = 2 << 20
 PARALLEL_READS = 8
-MEMORY_BYTES = 16 << 20
-STORE_QUEUE = 32
+MEMORY_BYTES = 8 << 20
+STORE_QUEUE = 16
 STORE_POLL_S = 0.01
 """Frames of half a MiB at most that wait for the local store."""
 STORE_BATCH_BYTES = 4 << 20
@@ -118,6 +118,7 @@ class RemoteChunks:
         self._envelope = envelope
         self._hash_key = hash_key
         self._codec = FrameCodec()
+        self._scratch = bytearray(FRAME_MAX_BYTES)
         self._memory: OrderedDict[ChunkId, bytes] = OrderedDict()
         self._memory_bytes = 0
         self._damaged: set[ChunkId] = set()
@@ -243,7 +244,7 @@ class RemoteChunks:
     def _take_frame(self, record: bytes, key: str, expected: Collection[ChunkId]) -> None:
         try:
             entries, payload = decode_frame_record(record)
-            plain = memoryview(self._codec.decode(payload))
+            plain = memoryview(self._scratch)[: self._codec.decode_into(payload, self._scratch)]
         except StoreCorrupt as exc:
             raise RemoteCorrupt(f"{key}: {exc}") from exc
         for cid in set(expected).difference(cid for cid, _ in entries):
