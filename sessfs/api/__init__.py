@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sessfs.api.records import Entry, SessionRecord, SnapshotRecord
     from sessfs.api.store import Session, Store
     from sessfs.sessions.checking_files import CheckReport
-    from sessfs.sessions.erasing import ErasureReport
+    from sessfs.sessions.erasing_report import ErasureReport
     from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep
     from sessfs.sessions.importing_report import ImportProgress, ImportReport
 

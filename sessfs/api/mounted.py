@@ -14,7 +14,7 @@ from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Session, Store, session_name
 from sessfs.errors import NotMounted, UsageError
 from sessfs.mount import control, mountinfo, preflight, syscalls
-from sessfs.sessions.erasing import ErasureReport
+from sessfs.sessions.erasing_report import ErasureReport
 from sessfs.sessions.importing_report import ImportProgress, ImportReport
 from sessfs.sessions.trees import DirectoryTree
 

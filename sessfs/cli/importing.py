@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from sessfs.api.mounted import MountedStore
 from sessfs.cli import looking, output
@@ -72,6 +70,10 @@ def _bar(*, quiet: bool) -> Iterator[Callable[[ImportProgress], None] | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
+    # Not before: it takes as long to import as all the rest.
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

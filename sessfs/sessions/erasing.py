@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Protocol
 
-import msgspec
 import trio
 
 from sessfs.errors import MountBusy, PosixError, UsageError
 from sessfs.format.recipe import Recipe
 from sessfs.local.reserved import TRASH_PREFIX, is_reserved, is_view
+from sessfs.sessions.erasing_report import ErasureReport
 from sessfs.sessions.trash import NAME_XATTR
 from sessfs.sync.restore import UNSENT_SUFFIX
 from sessfs.types import ROOT_INO
@@ -31,28 +31,6 @@ if TYPE_CHECKING:
     from sessfs.vfs.volume import Volume
 
     OnStep = Callable[[str, int, int], None]
-
-
-class ErasureReport(msgspec.Struct, frozen=True):
-    """What is gone, and what stays because others have it. Sizes in bytes of content, before compression; those of the
-    remote as stored.
-    """
-
-    session: str
-    was_there: bool
-    trash_copies: int
-    erased_chunks: int
-    erased_bytes: int
-    shared_chunks: int
-    shared_bytes: int
-    """Chunks that others have, too; they remain."""
-    remote_segments: int
-    """Deleted, with *remote_bytes* in them, of which *moved_bytes* were uploaded anew, because others need them."""
-    remote_bytes: int
-    moved_bytes: int
-    remote_versions: int
-    notes: list[str]
-    """What the operator must see to: what sessfs can't reach, or had to leave."""
 
 
 class Remote(Protocol):
