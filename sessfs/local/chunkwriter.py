@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sessfs.errors import StoreCorrupt
@@ -27,17 +28,22 @@ from sessfs.types import ChunkId, FrameNo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence, Set
+    from concurrent.futures import Future
 
     from sessfs.format.chunk import Buffer
-    from sessfs.local.db import Database
+    from sessfs.local.db import Batch, Database
 
 REWRITE_BELOW = 0.5
 """A frame of which less than this share is alive is rewritten with what is."""
 COMMIT_BYTES = 8 << 20
+WAITING_BYTES = 24 << 20
+"""So much may wait while the batch before is being written; then the caller waits, too."""
 
 
 class ChunkWriter:
-    """Owns all writing to `chunks/`; one process, one thread. Nothing is durable or read before `commit`."""
+    """Owns all writing to `chunks/`; one process, one thread, and one of its own that waits for the disk. Nothing is
+    durable or read by others before `commit`.
+    """
 
     def __init__(self, db: Database, key: bytes, level: int | None = None) -> None:
         self._db = db
@@ -51,6 +57,8 @@ class ChunkWriter:
         self._superseded: list[FrameNo] = []
         """Frames of which every survivor is in the open frame or a later one: they go when that is closed."""
         self._uncommitted_bytes = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: tuple[Batch, Future[bool]] | None = None
         self.added: list[ChunkId] = []
         """Chunks newly stored since the caller last cleared the list."""
 
@@ -82,11 +90,13 @@ class ChunkWriter:
 
     def add_frame(self, entries: Sequence[tuple[ChunkId, int]], payload: bytes) -> None:
         """Store a frame that was compressed elsewhere, of the chunks (id, length) in *entries*, none of them twice.
-        Those that came to be stored meanwhile stay where they are.
+        Those that came to be stored meanwhile stay where they are. The caller goes on while the disk is at work.
         """
         self.close_frame()
         self._store_frame(entries, payload, {cid for cid, _ in entries if self.has(cid)})
-        self._write_if_full()
+        is_writing = self._writing is not None and not self._writing[1].done()
+        if self._uncommitted_bytes >= (WAITING_BYTES if is_writing else COMMIT_BYTES):
+            self._begin_write()
 
     def has(self, cid: ChunkId) -> bool:
         """True when the chunk is stored, or about to be."""
@@ -145,12 +155,29 @@ class ChunkWriter:
         self._write()
 
     def _write(self) -> None:
+        self._begin_write()
+        self._end_write()
+
+    def _begin_write(self) -> None:
+        """Have all that came until now written in a thread, once what was being written is. Raises as `commit`."""
+        self._end_write()
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "write")
         self._db.put(TOTALS, TOTALS_KEY, TOTALS_RECORD.pack(*self._totals))
         batch = self._db.cut()
-        while not self._db.write_batch(batch):
-            self._db.grow()
-        self._db.settle(batch, durable=True)
+        self._writing = batch, self._thread.submit(self._db.write_batch, batch)
         self._uncommitted_bytes = 0
+
+    def _end_write(self) -> None:
+        if self._writing is None:
+            return
+        batch, written = self._writing
+        if not written.result():
+            self._db.grow()
+            while not self._db.write_batch(batch):
+                self._db.grow()
+        self._db.settle(batch, durable=True)
+        self._writing = None
 
     def drop(self, ids: Iterable[ChunkId]) -> None:
         """Remove dead chunks: the frame goes with its last one, and is rewritten when mostly dead. Ids that are not
