@@ -25,7 +25,7 @@ LAZY_S = 1.5
 def test_kill_at_random_moments_loses_nothing_promised(tmp_path: Path) -> None:
     source = random.Random(os.urandom(8))
     promised = 0
-    with Mounted(options=["--seal-idle", "300ms"]) as mounted:
+    with Mounted(options=["--seal-idle", "50ms"]) as mounted:
         for number in range(ROUNDS):
             running = Running(mounted.path / f"round{number}", tmp_path / f"log{number}", source.randrange(1 << 30))
             try:

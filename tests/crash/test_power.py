@@ -46,7 +46,7 @@ def test_power_loss_at_random_moments_loses_nothing_synced(tmp_path: Path) -> No
     promised = 0
     for number in range(ROUNDS):
         seed = source.randrange(1 << 30)
-        with PowerCut(seed) as power, Mounted(state=power.path / "state", options=["--seal-idle", "300ms"]) as mounted:
+        with PowerCut(seed) as power, Mounted(state=power.path / "state", options=["--seal-idle", "50ms"]) as mounted:
             running = Running(mounted.path / "w", tmp_path / f"log{number}", seed)
             try:
                 mounted.seal()

@@ -45,7 +45,7 @@ def test_machine_finds_no_difference_between_two_plain_directories(tmp_path: Pat
 
 def test_mount_answers_as_a_plain_directory_does(tmp_path: Path) -> None:
     numbers = itertools.count()
-    with Mounted(options=["--seal-idle", "300ms"]) as mounted:
+    with Mounted(options=["--seal-idle", "50ms"]) as mounted:
         run_state_machine_as_test(
             lambda: FsMachine(mounted, tmp_path, next(numbers)), settings=_budget(examples=90, steps=80)
         )

@@ -181,6 +181,7 @@ async def open_box(
     commit_interval_s: float = NEVER_S,
     bound_bytes: int = 1 << 40,
     map_bytes: tuple[int, int] = SMALL_MAPS,
+    requests: Callable[[], int] = lambda: 0,
 ) -> AsyncIterator[Box]:
     """A volume that commits and seals only when told, unless said otherwise; closed cleanly at the end, unless the
     body raises.
@@ -197,6 +198,7 @@ async def open_box(
         remote=remote,
         level=1,
         map_bytes=map_bytes,
+        requests=requests,
     )
     try:
         await volume.start(0, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,8 @@ from tests.support.volumes import assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from sessfs.local.db import Batch
 
 
 async def test_committer_shares_one_commit_among_all_that_wait(tmp_path: Path) -> None:
@@ -120,3 +123,67 @@ async def test_committer_fsync_without_commit_flushes_the_hot_files_name(
         assert not inode.unsynced
         assert box.volume.committer.n_commits == before
         assert box.volume.hot.open_names() is None
+
+
+async def test_committer_failed_flush_beside_a_batch_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch is durable by then, the content is not: who asked must hear of it, and the next to ask must not be told
+    that there is nothing to do.
+    """
+    async with open_box(tmp_path / "state") as box:
+        committer = box.volume.committer
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"content")
+        before = committer.n_commits
+        with monkeypatch.context() as patch:
+            patch.setattr(hotfiles.os, "fdatasync", _refuse)
+            with pytest.raises(LocalStoreError):
+                await committer.sync_file(inode)
+        assert committer.n_commits == before + 1
+        assert inode.unsynced
+        assert box.volume.hot.open_names() is not None, "the new name in hot/ is not durable yet"
+        await committer.sync_file(inode)
+        assert not inode.unsynced
+        assert box.volume.hot.open_names() is None
+        left = box.copy_state(tmp_path / "left")
+    async with open_box(left) as box:
+        assert await box.contents() == {b"s/f": b"content"}
+    assert_clean(left)
+
+
+@pytest.mark.parametrize("replaces", [True, False])
+async def test_committer_flushes_before_the_batch_only_what_replaces_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+) -> None:
+    """In either case all is flushed when the sync returns."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/old", b"old")
+        await box.commit()
+        inode = await box.write(b"s/new", b"new")
+        if replaces:
+            box.rename(b"s/new", b"s/old")
+        began, flushed, may_flush = threading.Event(), threading.Event(), threading.Event()
+        write, flush = box.volume.meta.write_batch, os.fdatasync
+
+        def write_batch(batch: Batch) -> bool:
+            if replaces:
+                assert flushed.is_set(), "the name would stand for content that is not there"
+            else:
+                assert began.wait(10), "the flush does not begin until the batch is written"
+            may_flush.set()
+            return write(batch)
+
+        def fdatasync(fd: int) -> None:
+            began.set()
+            assert replaces or may_flush.wait(10)
+            flush(fd)
+            flushed.set()
+
+        monkeypatch.setattr(box.volume.meta, "write_batch", write_batch)
+        monkeypatch.setattr(hotfiles.os, "fdatasync", fdatasync)
+        await box.volume.committer.sync_file(inode)
+        assert flushed.is_set()
+        monkeypatch.undo()
+    assert_clean(tmp_path / "state")

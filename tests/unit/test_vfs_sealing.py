@@ -13,6 +13,8 @@ import trio.testing
 
 from sessfs.errors import LocalStoreError
 from sessfs.vfs import fileio
+from sessfs.vfs.quiet import QUIET_REQUESTS, QUIET_S
+from sessfs.vfs.sealing import PATIENCE, TICK_S
 from tests.support.volumes import assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
@@ -262,5 +264,43 @@ async def test_sealer_seals_what_is_idle_by_itself(tmp_path: Path) -> None:
         box.mkdir(b"s")
         inode = await box.write(b"s/f", noise(1, 10_000))
         box.clock.advance(2)
+        await wait_until(lambda: not inode.hot_no)
+    assert_clean(tmp_path / "state")
+
+
+class Load:
+    """A count of requests that grows with each question, by as many as it is told."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.each = QUIET_REQUESTS + 1
+
+    def __call__(self) -> int:
+        self.total += self.each
+        return self.total
+
+
+async def test_sealer_waits_while_many_requests_come(tmp_path: Path) -> None:
+    load = Load()
+    async with open_box(tmp_path / "state", seal_idle_s=10.0, requests=load) as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", noise(1, 10_000))
+        for _ in range(12):
+            box.clock.advance(1)
+            await trio.sleep(TICK_S / 4)
+        assert inode.hot_no, "it was sealed in the middle of the load"
+        load.each = 0
+        box.clock.advance(QUIET_S)
+        await wait_until(lambda: not inode.hot_no)
+    assert_clean(tmp_path / "state")
+
+
+@pytest.mark.parametrize("why", ["it has waited for long", "room gets short"])
+async def test_sealer_does_not_wait_for_ever(tmp_path: Path, why: str) -> None:
+    bound_bytes = 100_000 if why == "room gets short" else 1 << 40
+    async with open_box(tmp_path / "state", seal_idle_s=10.0, requests=Load(), bound_bytes=bound_bytes) as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", noise(1, 50_000))
+        box.clock.advance(11 if why == "room gets short" else 10 * (1 + PATIENCE))
         await wait_until(lambda: not inode.hot_no)
     assert_clean(tmp_path / "state")
