@@ -1,8 +1,7 @@
 """`Store` and `Session`: what a program does with sessions, whatever kind of place they lie in.
 
 The three kinds of stores override what they can do; what they can't says so by UsageError. Everything blocks, and one
-store is for one thread at a time. Checking and exporting are imported where they are asked for: commands that do
-neither should not wait for them.
+store is for one thread at a time.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ from sessfs.api.treefiles import TreeFiles
 from sessfs.errors import PosixError, UsageError
 from sessfs.local.reserved import is_reserved
 from sessfs.mount import syscalls
+from sessfs.sessions.checking import check_files
+from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep, check_dest, export_tree, guess_format
 from sessfs.sessions.trees import Tree, normalize
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from sessfs.sessions.checking_files import CheckReport
     from sessfs.sessions.erasing_report import ErasureReport
-    from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep
     from sessfs.sessions.importing_report import ImportProgress, ImportReport
 
     PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -240,11 +240,9 @@ class Session:
 
         *on_step* hears of each path before it is checked. Raises SessfsError.
         """
-        from sessfs.sessions import checking
-
         tree = self._store._tree(self._name, at, steady=True)
         try:
-            report = checking.check_files(TreeFiles(tree), on_step)
+            report = check_files(TreeFiles(tree), on_step)
         finally:
             tree.close()
         if at is not None:
@@ -280,14 +278,12 @@ class Session:
 
         *format* is guessed from the suffix of *dest* when not given. Raises UsageError, SessfsError, OSError.
         """
-        from sessfs.sessions import exporting
-
         path = Path(os.path.abspath(dest))
-        form = exporting.guess_format(path) if format is None else _format_of(format)
-        exporting.check_dest(path, form)
+        form = guess_format(path) if format is None else _format_of(format)
+        check_dest(path, form)
         tree = self._store._tree(self._name, at, steady=True)
         try:
-            return exporting.export_tree(tree, path, form, syncfs=syscalls.syncfs, progress=progress)
+            return export_tree(tree, path, form, syncfs=syscalls.syncfs, progress=progress)
         finally:
             tree.close()
 
@@ -308,8 +304,6 @@ def session_name(name: PathLike) -> bytes:
 
 
 def _format_of(given: ExportFormat | str) -> ExportFormat:
-    from sessfs.sessions.exporting import ExportFormat
-
     try:
         return ExportFormat(given)
     except ValueError as exc:

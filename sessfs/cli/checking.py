@@ -11,12 +11,12 @@ import msgspec
 import typer
 from rich.console import Console
 
-from sessfs.cli import looking, mounting, output, remote_commands
+from sessfs.cli import mounting, options, output, remote_commands
 from sessfs.errors import RemoteCorrupt, StoreCorrupt, UsageError
 from sessfs.mount import preflight
 from sessfs.sync import fsck as checker
 
-Json = looking.Json
+Json = options.Json
 State = Annotated[
     Path | None,
     typer.Option("--state", metavar="DIR", help="The state directory, which must not be mounted; it is only read."),

@@ -10,10 +10,10 @@ import msgspec
 import typer
 
 from sessfs import config
-from sessfs.cli import looking, output
+from sessfs.cli import options, output
 from sessfs.mount import doctor as checks
 
-Json = looking.Json
+Json = options.Json
 State = Annotated[
     Path | None,
     typer.Option("--state", metavar="DIR", help="The state directory to look at [default: where they are by default]."),

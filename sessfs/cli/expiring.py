@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from sessfs.cli import looking, output
+from sessfs.cli import options, output
 from sessfs.cli.tables import print_table
 from sessfs.errors import UsageError
 from sessfs.mount import control, preflight
 
 ANSWER_TIMEOUT_S = 600.0
 
-Json = looking.Json
-OneMount = looking.OneMount
+Json = options.Json
+OneMount = options.OneMount
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")]
 TrustClock = Annotated[
     bool, typer.Option("--trust-clock", help="The clock is right, though it jumped or the mount was away for long.")

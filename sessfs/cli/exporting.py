@@ -15,12 +15,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from sessfs.api import ExportFormat, ExportStep, Store
 from sessfs.api.mounted import MountedStore, find_session
 from sessfs.api.remote import RemoteStore
-from sessfs.cli import looking, mounting, output, remote_commands
+from sessfs.cli import mounting, options, output, remote_commands
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-Json = looking.Json
+Json = options.Json
 Session = Annotated[
     str, typer.Argument(metavar="SESSION", help="The session's directory in a mount; with --remote, its name.")
 ]

@@ -8,14 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from sessfs.cli import looking, output
+from sessfs.cli import options, output
 from sessfs.errors import UsageError
 from sessfs.mount import control, mountinfo, preflight
 
 ANSWER_TIMEOUT_S = 600.0
 """A snapshot of a large session, or an upload, may take that long."""
 
-Json = looking.Json
+Json = options.Json
 Session = Annotated[
     Path, typer.Argument(metavar="SESSION", help="The session's directory, as .whatsapp-sessions/user1.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import msgspec
 import typer
 
 from sessfs.api.mounted import MountedStore
-from sessfs.cli import looking, output
+from sessfs.cli import options, output
 from sessfs.mount import mountinfo
 from sessfs.sessions.importing_report import Outcome
 
@@ -44,7 +45,7 @@ def import_(
     verify: Verify = True,
     dry_run: DryRun = False,
     skip_unsafe: SkipUnsafe = False,
-    as_json: looking.Json = False,
+    as_json: options.Json = False,
 ) -> None:
     """Import sessions: a .whatsapp-sessions or .wwebjs_auth tree, one profile, a tar or a zip of one.
 
@@ -71,23 +72,8 @@ def _bar(*, quiet: bool) -> Iterator[Callable[[ImportProgress], None] | None]:
         yield None
         return
     # Not before: it takes as long to import as all the rest.
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task("looking", total=None)
-
-        def show(step: ImportProgress) -> None:
-            what = f"{step.stage} {step.session}".strip()
-            shown.update(task, description=what, completed=step.done_bytes, total=step.total_bytes or None)
-
+    bars = importlib.import_module("sessfs.cli.bars")
+    with bars.import_bar() as show:
         yield show
 
 

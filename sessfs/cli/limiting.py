@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sessfs import config
-from sessfs.cli import looking, output
+from sessfs.cli import options, output
 from sessfs.cli.tables import print_table
 from sessfs.errors import UsageError
 from sessfs.mount import control, mountinfo, preflight
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT_S = 60.0
 OFF = 0
 
-Json = looking.Json
+Json = options.Json
 Place = Annotated[
     Path, typer.Argument(metavar="MOUNTPOINT|SESSION", help="The whole mount, or the directory of one session.")
 ]

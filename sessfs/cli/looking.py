@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from sessfs.api.mounted import MountedStore
-from sessfs.cli import output
+from sessfs.cli import options, output
 from sessfs.cli.tables import print_table
 from sessfs.errors import NotMounted
 from sessfs.mount import mountinfo
@@ -18,14 +18,8 @@ from sessfs.mount import mountinfo
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Json = Annotated[bool, typer.Option("--json", help="For scripts: JSON, sizes in bytes, times in seconds or RFC 3339.")]
-OneMount = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where it is mounted.")]
-AnyMount = Annotated[
-    Path | None, typer.Argument(metavar="MOUNTPOINT", help="Where it is mounted [default: every sessfs mount].")
-]
 
-
-def status(mountpoint: AnyMount = None, as_json: Json = False) -> None:
+def status(mountpoint: options.AnyMount = None, as_json: options.Json = False) -> None:
     """Say how a mount is doing: what it stores, how well it deduplicates, and what to worry about.
 
     With --json: an object for one MOUNTPOINT, a list of them without.
@@ -103,7 +97,9 @@ Sort = Annotated[
 Reverse = Annotated[bool, typer.Option("--reverse", help="Turn the order around.")]
 
 
-def sessions(mountpoint: OneMount, sort: Sort = Order.NAME, reverse: Reverse = False, as_json: Json = False) -> None:
+def sessions(
+    mountpoint: options.OneMount, sort: Sort = Order.NAME, reverse: Reverse = False, as_json: options.Json = False
+) -> None:
     """List the sessions of a mount: files, logical bytes, bytes that only it has, last change and use, expiry."""
     with MountedStore(mountinfo.resolve(mountpoint)) as store:
         answer = store.call("sessions")

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from sessfs.api.remote import RemoteStore
-from sessfs.cli import looking, mounting, output, remote_commands
+from sessfs.cli import mounting, options, output, remote_commands
 from sessfs.errors import MountBusy, NotMounted, StoreCorrupt, UsageError
 from sessfs.mount import control, mountinfo, preflight
 from sessfs.mount.mountinfo import mount_of
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ANSWER_TIMEOUT_S = 600.0
 """A snapshot of a large session may take that long."""
 
-Json = looking.Json
+Json = options.Json
 Session = Annotated[
     Path,
     typer.Argument(

@@ -9,12 +9,12 @@ import typer
 from msgspec import to_builtins
 
 from sessfs.api.remote import RemoteStore
-from sessfs.cli import looking, mounting, output, remote_commands
+from sessfs.cli import mounting, options, output, remote_commands
 from sessfs.cli.histories import ask
 from sessfs.cli.tables import print_table
 from sessfs.sessions.usage import rfc3339
 
-Json = looking.Json
+Json = options.Json
 
 
 def history(

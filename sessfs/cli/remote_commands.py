@@ -18,7 +18,7 @@ from rich.console import Console
 
 from sessfs import config
 from sessfs.api.opening import remote_only_settings
-from sessfs.cli import looking, mounting, output
+from sessfs.cli import mounting, options, output
 from sessfs.cli.tables import print_table
 from sessfs.errors import RemoteConflict, UsageError
 from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, rewrap_format
@@ -47,7 +47,7 @@ FATES = {
     "rewrite": "mostly garbage, to be written anew by the mount",
 }
 
-Json = looking.Json
+Json = options.Json
 MountedAt = Annotated[
     Path | None, typer.Argument(metavar="MOUNTPOINT", help="Have this mount collect; or give --remote.")
 ]

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sessfs.cli import looking, output
+from sessfs.cli import options, output
 from sessfs.cli.histories import session_of
 from sessfs.errors import UsageError
 from sessfs.mount import control, preflight
 
-Json = looking.Json
+Json = options.Json
 Session = Annotated[
     Path, typer.Argument(metavar="SESSION", help="The session's directory, as .whatsapp-sessions/user1.")
 ]

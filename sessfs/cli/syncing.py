@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from sessfs.api.mounted import MountedStore
-from sessfs.cli import looking, output
+from sessfs.cli import options, output
 from sessfs.mount.mountinfo import mount_of
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Show = Callable[[dict[str, Any]], None]
 
-Json = looking.Json
+Json = options.Json
 Places = Annotated[
     list[Path],
     typer.Argument(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.table import Table
+
 from sessfs.cli.output import printable
 
 if TYPE_CHECKING:
@@ -12,10 +15,6 @@ if TYPE_CHECKING:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[int] = ()) -> None:
     """A table on stdout, as wide as it needs to be when stdout is no terminal; columns *right* are right-aligned."""
-    # Not before: most commands print none, and it takes as long to import as all the rest.
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number in right else "left", no_wrap=True)
