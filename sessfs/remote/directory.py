@@ -86,6 +86,8 @@ class DirectoryStore(ObjectStore):
         self._threads = trio.CapacityLimiter(workers)
         self._meter = Meter()
         self._replacing = threading.Lock()
+        self._unfinished: set[bytes] = set()
+        """What this store is writing into .new/."""
         with self._errors("open", ""):
             if not os.path.isdir(self._path(b".new")):
                 os.mkdir(self._path(b".new"))
@@ -100,6 +102,10 @@ class DirectoryStore(ObjectStore):
             blob = await self._run("get", key, lambda: self._get(key, start or 0, length))
         self._meter.received(len(blob.body))
         return blob
+
+    async def delete_old_versions(self, wanted: Callable[[str], bool]) -> int:
+        """As ObjectStore; there are no old versions."""
+        return await self._run("delete", ".new", self._drop_unfinished)
 
     async def put(self, key: str, body: bytes) -> str:
         """As ObjectStore; on return the file and its directory entry are on the disk."""
@@ -210,6 +216,17 @@ class DirectoryStore(ObjectStore):
             if item.stat(follow_symlinks=False).st_mtime < before_s:
                 os.unlink(item.path)
 
+    def _drop_unfinished(self) -> int:
+        """Remove what nobody is writing any more, however young; returns how many that were."""
+        dropped = 0
+        for item in os.scandir(self._path(b".new")):
+            if item.path not in self._unfinished and _is_unlocked(item.path):
+                _unlink_if_there(item.path)
+                dropped += 1
+        if dropped:
+            _fsync_directory(self._path(b".new"))
+        return dropped
+
     def _get(self, key: str, start: int, length: int | None) -> Blob:
         fd = os.open(self._path(key_to_path(key)), os.O_RDONLY | os.O_CLOEXEC)
         with open(fd, "rb", buffering=0) as file:
@@ -232,8 +249,11 @@ class DirectoryStore(ObjectStore):
         """Write *body* at *key* if *check*, given the present etag, does not raise."""
         path = self._path(key_to_path(key))
         temporary = self._path(b".new/" + secrets.token_hex(16).encode())
+        self._unfinished.add(temporary)
         try:
             with open(temporary, "xb", buffering=0) as file:
+                # Until this process ends: tells whether somebody is still writing.
+                fcntl.flock(file.fileno(), fcntl.LOCK_EX)
                 _write_all(file.fileno(), body)
                 with self._exclusive():
                     before = _lstat_or_none(path)
@@ -249,6 +269,8 @@ class DirectoryStore(ObjectStore):
         except BaseException:
             _unlink_if_there(temporary)
             raise
+        finally:
+            self._unfinished.discard(temporary)
 
     def _make_parents(self, directory: bytes) -> None:
         missing: list[bytes] = []
@@ -366,6 +388,21 @@ def _fsync_directory(path: bytes) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _is_unlocked(path: bytes) -> bool:
+    """Whether the file is there, and whoever made it has let go of it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def _unlink_if_there(path: bytes) -> None:

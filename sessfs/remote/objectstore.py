@@ -125,7 +125,8 @@ class ObjectStore(Protocol):
 
     async def delete_old_versions(self, wanted: Callable[[str], bool]) -> int:
         """Where the store keeps what was deleted or replaced: delete that of keys that are *wanted*, but for what is
-        current; how many versions went. Raises RemoteUnsuitable or RemoteDenied when it can't be known, or be done.
+        current; and of any key what a writer that has died was about to put. How many versions went. Raises
+        RemoteUnsuitable or RemoteDenied when it can't be known, or be done.
         """
         return 0
 

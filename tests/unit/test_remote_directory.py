@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -156,6 +158,42 @@ def test_abandoned_writes_are_dropped_at_opening(tmp_path: Path) -> None:
     DirectoryStore(tmp_path)
     assert not old.exists()
     assert young.exists()
+
+
+async def test_what_a_killed_writer_left_goes_with_the_old_versions(tmp_path: Path) -> None:
+    """However young it is: an erasure promises that nothing is left. What somebody is writing stays."""
+    store = DirectoryStore(tmp_path)
+    left, busy = tmp_path / ".new/left", tmp_path / ".new/busy"
+    left.write_bytes(b"half")
+    with busy.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert await store.delete_old_versions(lambda key: False) == 1
+        assert os.listdir(tmp_path / ".new") == ["busy"]
+    assert await store.delete_old_versions(lambda key: False) == 1
+    assert os.listdir(tmp_path / ".new") == []
+
+
+@pytest.mark.parametrize("another", [False, True])
+async def test_a_write_under_way_is_nothing_left_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, another: bool
+) -> None:
+    writer = DirectoryStore(tmp_path)
+    cleaner = DirectoryStore(tmp_path) if another else writer
+    began, go_on = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow(fd: int) -> None:
+        began.set()
+        assert go_on.wait(10)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writer.put, "k", b"new")
+        assert await trio.to_thread.run_sync(began.wait, 10)
+        assert await cleaner.delete_old_versions(lambda key: True) == 0
+        go_on.set()
+    assert (await writer.get("k")).body == b"new"
 
 
 async def test_failed_write_leaves_the_old_object_and_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
