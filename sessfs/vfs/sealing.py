@@ -195,14 +195,14 @@ class Sealer:
         idle_s: float,
         monotonic_s: Callable[[], float],
         quiet: Quiet,
-        roomy_bytes: int,
+        is_roomy: Callable[[], bool],
         forget_places: Callable[[Sequence[ChunkId]], None],
     ) -> None:
-        """What has been idle for *idle_s* is sealed when it is *quiet*, and at once while hot files take more than
-        *roomy_bytes*.
+        """What has been idle for *idle_s* is sealed when it is *quiet*, and at once while hot files leave little room:
+        while it is not *is_roomy*.
         """
         self._quiet = quiet
-        self._roomy_bytes = roomy_bytes
+        self._is_roomy = is_roomy
         self._forget_places = forget_places
         self._client = client
         self._inodes = inodes
@@ -237,11 +237,11 @@ class Sealer:
         """
         if self._quiet.is_quiet():
             return True
-        changed_s = [inode.changed_s for inode in self._fileio.hot_inodes.values() if inode.nlink]
-        longest_s = self._idle_s * (1 + PATIENCE)
-        if changed_s and self._monotonic_s() - min(changed_s) >= longest_s:
+        # They are in the order of their last change.
+        first = next((inode for inode in self._fileio.hot_inodes.values() if inode.nlink), None)
+        if first is not None and self._monotonic_s() - first.changed_s >= self._idle_s * (1 + PATIENCE):
             return True
-        return self._fileio.hot_bytes() > self._roomy_bytes
+        return not self._is_roomy()
 
     def _idle(self) -> list[Inode]:
         before = self._monotonic_s() - self._idle_s
@@ -358,7 +358,7 @@ class Sealer:
         if file.recipe is None:
             # It can only be a write that came meanwhile; should it be anything else, the next round shows it again.
             log.warning("inode %d was not sealed: %s", file.ino, file.error)
-            inode.changed_s = self._monotonic_s()
+            self._fileio.ensure_hot(inode)
             return
         recipe = Recipe(file.recipe)
         if recipe.size != inode.size:

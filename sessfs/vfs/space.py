@@ -33,10 +33,13 @@ class Space:
         self._fileio = fileio
         self._reader = reader
         self.bound_bytes = bound_bytes
+        self.hot_bytes = 0
+        """What hot files took when it was last looked, which asks the disk for each of them."""
 
     def used_bytes(self) -> int:
         """Bytes that count against the bound: hot files as they lie on the disk, and chunks as stored."""
-        return self._fileio.hot_bytes() + self._reader.totals().stored_bytes
+        self.hot_bytes = self._fileio.hot_bytes()
+        return self.hot_bytes + self._reader.totals().stored_bytes
 
     def room(self) -> Room:
         """What is there in all and what is left: the smaller of the bound's and the disk's."""

@@ -129,7 +129,7 @@ class Volume:
             idle_s=seal_idle_s,
             monotonic_s=monotonic_s,
             quiet=Quiet(requests, monotonic_s),
-            roomy_bytes=cache_bound_bytes // ROOMY_PART,
+            is_roomy=lambda: self.space.hot_bytes <= cache_bound_bytes // ROOMY_PART,
             forget_places=self.places.forget,
         )
         self.read_only_reason: str | None = None
