@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -66,7 +65,6 @@ class Committer:
         self._hot = hot
         self._interval_s = interval_s
         self._next = _Outcome()
-        self._flushing: Counter[Ino] = Counter()
         self._awaited: dict[Ino, Inode] = {}
         self._threads = ThreadPoolExecutor(FLUSHES, "flush")
         self._asked = trio.Event()
@@ -91,7 +89,7 @@ class Committer:
 
     def needs_sync(self, inode: Inode) -> bool:
         """True when the file's data, or anything acknowledged before, may not be durable yet."""
-        return self.needs_commit or (inode.hot_no != 0 and (inode.unsynced or inode.ino in self._flushing))
+        return self.needs_commit or (inode.hot_no != 0 and inode.unsynced)
 
     @property
     def needs_commit(self) -> bool:
@@ -124,16 +122,13 @@ class Committer:
         OSError, having begun nothing.
         """
         fds, _, names = self._descriptors([inode], [])
-        inode.unsynced = False
-        self._flushing[inode.ino] += 1
+        version = inode.version
 
         def done(error: BaseException | None) -> None:
-            self._flushing[inode.ino] -= 1
-            if not self._flushing[inode.ino]:
-                del self._flushing[inode.ino]
             if error is not None:
-                inode.unsynced = True
-            elif names is not None:
+                return
+            _note_synced(inode, version)
+            if names is not None:
                 self._hot.names_synced(names)
 
         return functools.partial(sync, fds), done
@@ -169,8 +164,7 @@ class Committer:
             self._fileio.restore_ordered(ordered)
             raise LocalStoreError(f"a hot file could not be opened to flush it: {exc}") from exc
         self._awaited.clear()
-        for inode in beside:
-            inode.unsynced = False
+        versions = [inode.version for inode in beside]
         retired = self._fileio.retirement.take()
         self._inodes.encode_dirty()
         self._references.cut()
@@ -195,9 +189,10 @@ class Committer:
                 self._fileio.retirement.restore(retired)
             if flushed and names is not None:
                 self._hot.names_synced(names)
-            if not flushed:
-                for inode in beside:
-                    inode.unsynced = True
+            for inode, version in zip(beside, versions, strict=True):
+                if flushed:
+                    _note_synced(inode, version)
+                else:
                     self._awaited[inode.ino] = inode
 
     def _descriptors(
@@ -236,6 +231,14 @@ class Committer:
     def is_dirty(self) -> bool:
         """True when something acknowledged is in no batch yet."""
         return self._inodes.is_dirty or self._meta.is_dirty
+
+
+def _note_synced(inode: Inode, version: int) -> None:
+    """The content that the inode had at *version* was flushed. Not before that was done: until then whoever asks, and
+    whatever is to be ordered, must not take the file for flushed.
+    """
+    if inode.version == version:
+        inode.unsynced = False
 
 
 def _flush(

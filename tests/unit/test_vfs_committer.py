@@ -187,3 +187,38 @@ async def test_committer_flushes_before_the_batch_only_what_replaces_something(
         assert flushed.is_set()
         monkeypatch.undo()
     assert_clean(tmp_path / "state")
+
+
+@pytest.mark.parametrize("then", ["sync", "rename"])
+async def test_file_counts_as_flushed_only_when_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """A second sync, or a rename over another file, while a first sync is still flushing: neither may take its word."""
+    async with open_box(tmp_path / "state") as box:
+        committer = box.volume.committer
+        box.mkdir(b"s")
+        await box.write(b"s/old", b"old")
+        inode = await box.write(b"s/f", b"content")
+        await box.commit()
+        await box.write(b"s/f", b"more", 7)
+        assert not committer.needs_commit
+        work, done = committer.start_flush(inode)  # by a thread that takes its time
+        flushed = []
+        fdatasync = os.fdatasync
+
+        def count(fd: int) -> None:
+            flushed.append(os.fstat(fd).st_ino)
+            fdatasync(fd)
+
+        number = os.stat(box.volume.hot.path(inode.ino, inode.hot_no)).st_ino
+        monkeypatch.setattr(hotfiles.os, "fdatasync", count)
+        box.create(b"s/another")  # so that it takes a commit
+        if then == "sync":
+            await committer.sync_file(inode)
+        else:
+            box.rename(b"s/f", b"s/old")
+            await committer.commit()
+        assert number in flushed
+        work()
+        done(None)
+    assert_clean(tmp_path / "state")
