@@ -64,18 +64,22 @@ class FrameCodec:
     def __init__(self, level: int = ZSTD_LEVEL) -> None:
         self._compressor = zstandard.ZstdCompressor(level=level, write_content_size=True, write_checksum=False)
         self._decompressor = zstandard.ZstdDecompressor()
-        self._joined: memoryview | None = None
+        self._block: bytearray | None = None
 
     def encode(self, chunks: Sequence[Buffer]) -> bytes:
         """One zstd frame of *chunks* laid end to end (at most FRAME_MAX_BYTES of them)."""
-        # Into the same block each time: having the system clear new pages takes longer than copying into them.
-        if self._joined is None:
-            self._joined = memoryview(bytearray(FRAME_MAX_BYTES))
+        joined = memoryview(self._own_block())
         size = 0
         for chunk in chunks:
-            self._joined[size : size + len(chunk)] = chunk
+            joined[size : size + len(chunk)] = chunk
             size += len(chunk)
-        return self._compressor.compress(self._joined[:size])
+        return self._compressor.compress(joined[:size])
+
+    def _own_block(self) -> bytearray:
+        """The same one each time: having the system clear new pages takes longer than filling them."""
+        if self._block is None:
+            self._block = bytearray(FRAME_MAX_BYTES)
+        return self._block
 
     def decode(self, frame: Buffer) -> bytes:
         """The plaintext of *frame*, at most FRAME_MAX_BYTES; raises StoreCorrupt for anything else, without
@@ -86,6 +90,11 @@ class FrameCodec:
             return self._decompressor.decompress(frame, max_output_size=FRAME_MAX_BYTES)
         except zstandard.ZstdError as exc:
             raise StoreCorrupt(f"a frame does not decompress: {exc}") from exc
+
+    def view(self, frame: Buffer) -> memoryview:
+        """As `decode`; what it returns is valid until the next call of this method or of `encode`."""
+        block = self._own_block()
+        return memoryview(block)[: self.decode_into(frame, block)]
 
     def decode_into(self, frame: Buffer, target: bytearray) -> int:
         """As `decode`, into the first bytes of *target*, which has FRAME_MAX_BYTES; returns how many they are."""

@@ -144,8 +144,7 @@ class ChunkWriter:
         self._db.put(LIVE, FRAME_KEY.pack(number), LIVE_BYTES.pack(live))
         self._totals = Totals(number + 1, self._totals.stored_bytes + len(record), self._totals.plain_bytes + live)
         self._uncommitted_bytes += len(record)
-        if self._uncommitted_bytes >= COMMIT_BYTES:
-            self._write()
+        self._write_if_full()
 
     def commit(self) -> None:
         """Make all that was added and dropped durable. Raises StoreFull when the disk is full; then nothing of what

@@ -43,7 +43,7 @@ DENSE_S: Final = 150e-6
 """A request that comes this soon after the last answer is seen by who looks for it without sleeping."""
 CREDIT: Final = 4
 """So many more requests than not must have come soon before the loop looks for one without sleeping; and what a look in
-vain takes off. A look costs a core that a starting Chrome could have used, so three of four must be worth it.
+vain takes off. A look costs a core that a starting Chrome could have used, so four of five must be worth it.
 """
 CREDIT_MAX: Final = 12
 ERRNO: Final = "errno"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import trio
 
 from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteMissing, StoreCorrupt
-from sessfs.format.chunk import FRAME_MAX_BYTES, FrameCodec, verify_chunk
+from sessfs.format.chunk import FrameCodec, verify_chunk
 from sessfs.format.segment import open_frame, segment_key
 from sessfs.local.chunkstore import decode_frame_record
 from sessfs.local.places import RemotePlace
@@ -118,7 +118,6 @@ class RemoteChunks:
         self._envelope = envelope
         self._hash_key = hash_key
         self._codec = FrameCodec()
-        self._scratch = bytearray(FRAME_MAX_BYTES)
         self._memory: OrderedDict[ChunkId, bytes] = OrderedDict()
         self._memory_bytes = 0
         self._damaged: set[ChunkId] = set()
@@ -244,7 +243,7 @@ class RemoteChunks:
     def _take_frame(self, record: bytes, key: str, expected: Collection[ChunkId]) -> None:
         try:
             entries, payload = decode_frame_record(record)
-            plain = memoryview(self._scratch)[: self._codec.decode_into(payload, self._scratch)]
+            plain = self._codec.view(payload)
         except StoreCorrupt as exc:
             raise RemoteCorrupt(f"{key}: {exc}") from exc
         for cid in set(expected).difference(cid for cid, _ in entries):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from sessfs.errors import StoreCorrupt
-from sessfs.format.chunk import FRAME_MAX_BYTES, FRAME_TARGET_BYTES, FrameCodec, chunk_id, verify_chunk
+from sessfs.format.chunk import FRAME_TARGET_BYTES, FrameCodec, chunk_id, verify_chunk
 from sessfs.format.likeness import Likeness
 from sessfs.format.recipe import Recipe
 from sessfs.local.chunkstore import FRAME_KEY, FRAMES, decode_frame_record, find_place
@@ -93,7 +93,6 @@ class IngestWork:
         self._threads: ThreadPoolExecutor | None = None
         self._codecs: queue.SimpleQueue[FrameCodec] = queue.SimpleQueue()
         self._buffers: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        self._blocks: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
         self._sound: set[ChunkId] = set()
         """Chunks that were read back."""
 
@@ -159,7 +158,6 @@ class IngestWork:
             for _ in range(number):
                 self._codecs.put(FrameCodec(INGEST_LEVEL))
                 self._buffers.put(memoryview(bytearray(WINDOW_BYTES)))
-                self._blocks.put(bytearray(FRAME_MAX_BYTES))
         return self._threads
 
     def _encode(self, frame: list[bytes]) -> bytes:
@@ -193,7 +191,7 @@ class IngestWork:
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
-            self._codecs, self._buffers, self._blocks = queue.SimpleQueue(), queue.SimpleQueue(), queue.SimpleQueue()
+            self._codecs, self._buffers = queue.SimpleQueue(), queue.SimpleQueue()
         return Reply(process=os.getpid())
 
     # -- compare
@@ -268,10 +266,10 @@ class IngestWork:
     def _sound_chunks(self, record: bytes) -> list[ChunkId]:
         """The chunks of a frame record that match their names."""
         sound = []
-        codec, block = self._codecs.get(), self._blocks.get()
+        codec = self._codecs.get()
         try:
             entries, payload = decode_frame_record(record)
-            plain = memoryview(block)[: codec.decode_into(payload, block)]
+            plain = codec.view(payload)
             offset = 0
             for cid, length in entries:
                 with contextlib.suppress(StoreCorrupt):
@@ -282,5 +280,4 @@ class IngestWork:
             pass
         finally:
             self._codecs.put(codec)
-            self._blocks.put(block)
         return sound

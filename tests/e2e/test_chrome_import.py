@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.e2e.chromelife import Life, User, measure, open_page, run_life
+from tests.e2e.chromelife import FIRST_LIFE, Life, User, measure, open_page, run_life
 from tests.support.imports import MANY, SESSIONS, begin, outcomes, run_import, wait_for_sessions, with_copies
 from tests.support.mounted import Mounted
 from tests.support.profiles import describe
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILL = ("pair", "worker", "caches", "add=1500", "local=50")
-FULL = ("pair", "worker", "caches", "add=20000", "local=200", "reload")
+FULL = tuple(step.format(records=20_000) for step in FIRST_LIFE)
 PROFILES = 3
 LEFT_OUT = ("DevToolsActivePort", "Singleton*")
 """What Chromium leaves behind that means something to that process alone."""

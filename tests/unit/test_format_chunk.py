@@ -103,7 +103,7 @@ def decode_into(frame: bytes) -> bytes:
     return bytes(block[: FrameCodec().decode_into(frame, block)])
 
 
-DECODERS = [FrameCodec().decode, decode_into]
+DECODERS = [FrameCodec().decode, decode_into, lambda frame: bytes(FrameCodec().view(frame))]
 
 
 @pytest.mark.parametrize("decode", DECODERS)

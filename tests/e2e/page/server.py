@@ -51,8 +51,8 @@ KEPT: Final = (
     "three/build/three.module.js",
     "three/build/three.webgpu.nodes.js",
 )
-# With KEPT and RUN, and instead of the many small ones, 24 scripts of 120 MB: as many and as large as WhatsApp Web's
-# were when they were counted. Some are near-copies of each other, like two releases of one application.
+# With KEPT and RUN, and instead of the many small ones, 24 scripts of 118 MB: as many as WhatsApp Web's were when they
+# were counted, and about as large. Some are near-copies of each other, like two releases of one application.
 LARGE: Final = (
     "typescript/lib/_tsc.js",
     "echarts/dist/echarts.esm.js",
