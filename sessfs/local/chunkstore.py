@@ -76,6 +76,14 @@ def decode_frame_record(record: bytes) -> tuple[list[tuple[ChunkId, int]], memor
     return entries, memoryview(record)[end:]
 
 
+def listed_chunks(record: bytes) -> list[ChunkId]:
+    """The chunks that a frame record says it has, unverified; empty when it can't be read at all."""
+    try:
+        return [cid for cid, _ in decode_frame_record(record)[0]]
+    except StoreCorrupt:
+        return []
+
+
 def read_totals(db: Database) -> Totals:
     """The stored sums; zero (and frame number 1 next) in a new environment."""
     record = db.get(TOTALS, TOTALS_KEY)
@@ -89,6 +97,29 @@ def find_place(db: Database, cid: ChunkId) -> Place | None:
         return None
     frame, offset, length = PLACE.unpack(value)
     return Place(FrameNo(frame), offset, length)
+
+
+class FrameChecker:
+    """Holds frame records against the names in them, as whoever gets a record will. One per thread."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._codec = FrameCodec()
+
+    def sound_chunks(self, record: bytes) -> list[ChunkId]:
+        """The chunks that *record* lists and really has, each once; empty when it can't be read at all."""
+        sound: dict[ChunkId, None] = {}
+        try:
+            entries, payload = decode_frame_record(record)
+            plain = self._codec.view(payload)
+        except StoreCorrupt:
+            return []
+        offset = 0
+        for cid, length in entries:
+            if chunk_id(self._key, plain[offset : offset + length]) == cid:
+                sound[cid] = None
+            offset += length
+        return list(sound)
 
 
 class ChunkReader:
@@ -134,9 +165,9 @@ class ChunkReader:
         """True when the chunk is stored here."""
         return self._db.get(INDEX, cid) is not None
 
-    def find_frame(self, cid: ChunkId) -> tuple[list[ChunkId], bytes] | None:
-        """The record of the frame that holds the chunk, and the ids of the chunks in it, all verified as whoever gets
-        the record will; None when the chunk is not here. Raises StoreCorrupt when it is not sound.
+    def find_record(self, cid: ChunkId) -> bytes | None:
+        """The record of the frame that holds the chunk, as it is stored; None when the chunk is not here. Raises
+        StoreCorrupt when there is no such frame.
         """
         place = find_place(self._db, cid)
         if place is None:
@@ -144,27 +175,18 @@ class ChunkReader:
         record = self._db.get(FRAMES, FRAME_KEY.pack(place.frame))
         if record is None:
             raise StoreCorrupt(f"frame {place.frame} is indexed but not stored")
-        sound = self._sound_chunks(record)
-        if cid not in sound:
-            # The frame's list of chunks may be what is damaged: then the index still finds the chunk itself.
-            chunk = self.find(cid)
-            assert chunk is not None
-            return [cid], encode_frame_record([(cid, len(chunk))], self._codec.encode([chunk]))
-        return sound, record
+        return record
 
-    def _sound_chunks(self, record: bytes) -> list[ChunkId]:
-        sound: dict[ChunkId, None] = {}
-        try:
-            entries, payload = decode_frame_record(record)
-            plain = memoryview(self._codec.decode(payload))
-        except StoreCorrupt:
-            return []
-        offset = 0
-        for cid, length in entries:
-            if chunk_id(self._key, plain[offset : offset + length]) == cid:
-                sound[cid] = None
-            offset += length
-        return list(sound)
+    def checker(self) -> FrameChecker:
+        """For the records that `find_record` gives, in whatever thread."""
+        return FrameChecker(self._key)
+
+    def frame_alone(self, cid: ChunkId) -> bytes | None:
+        """A record of a new frame with just that chunk: for one that its own frame does not list, as when that list is
+        damaged. None when the chunk is not here. Raises StoreCorrupt when it is not sound.
+        """
+        chunk = self.find(cid)
+        return None if chunk is None else encode_frame_record([(cid, len(chunk))], self._codec.encode([chunk]))
 
     def _load(self, frame: FrameNo) -> bytes | bytearray:
         """The plaintext of a frame, with anything behind it."""

@@ -14,7 +14,7 @@ from sessfs.local.chunkstore import decode_frame_record, encode_frame_record
 from sessfs.remote.parallel import for_each, over
 from sessfs.sync import remote_index
 from sessfs.sync.erasing_evidence import frame_entries
-from sessfs.sync.writeback import Publisher, Upload
+from sessfs.sync.upload import Numbering, Upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -88,7 +88,7 @@ class Mover:
     """Writes what *needs* have in doomed segments anew, into segments of the node that come next."""
 
     def __init__(
-        self, store: ObjectStore, envelope: Envelope, hash_key: bytes, publisher: Publisher, now_ns: Callable[[], int]
+        self, store: ObjectStore, envelope: Envelope, hash_key: bytes, publisher: Numbering, now_ns: Callable[[], int]
     ) -> None:
         self._store = store
         self._envelope = envelope
@@ -158,6 +158,5 @@ class Mover:
             if moved is not None:
                 places[cid] = (SegmentRef(*moved[:2]), *moved[2:])
         segments, frames = pack_places(places)
-        await self._upload.make_room(0, self._now_ns())
         manifest = msgspec.structs.replace(need.manifest, segments=segments, frames=frames)
-        self.moved[need.root.ref] = self._upload.builder.add_manifest(manifest)
+        self.moved[need.root.ref] = await self._upload.add_manifest(manifest, self._now_ns())

@@ -18,14 +18,15 @@ import trio
 
 from sessfs.errors import SessfsError, StoreCorrupt
 from sessfs.format.manifest import FramePlace, Manifest, ManifestRef, SegmentRef
-from sessfs.format.segment import SegmentBuilder, segment_key
+from sessfs.local.chunkstore import listed_chunks
 from sessfs.local.places import Outbox, Published
 from sessfs.sync.cutting import Cutter, Round
 from sessfs.sync.snapshot import Draft, FrozenT
+from sessfs.sync.upload import Upload
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from sessfs.format.envelope import Envelope
     from sessfs.local.changes import Changes
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from sessfs.sync.snapshot import Freezer
 
 log = logging.getLogger(__name__)
-SEGMENT_BYTES = 32 << 20
+BATCH_BYTES = 2 << 20
+BATCH_CHUNKS = 512
 POLL_S = 0.25
 RETRY_S = 5.0
 
@@ -101,6 +103,7 @@ class Writeback(Generic[FrozenT]):
         self._changes = changes
         self._references = references
         self._reader = reader
+        self._checker = reader.checker()
         self._places = places
         self._cutter = Cutter(inodes, changes, references, freezer, places.published)
         self._flush_kernel = flush_kernel
@@ -224,22 +227,46 @@ class Writeback(Generic[FrozenT]):
         return sorted(name for name in old if self._inodes.find_dentry(ROOT_INO, name) is None)
 
     async def _add_frames(self, upload: Upload, draft: Draft[FrozenT]) -> None:
+        """Have a place for each of the draft's chunks. Raises StoreCorrupt for one that is not sound, RemoteError."""
+        for batch in self._batches(upload, draft):
+            await upload.add_frames(batch, self._checker, self._is_fresh, self._clock_ns())
         for cid in draft.iter_chunks():
             if self._places.has(cid) or cid in upload.placed:
                 continue
-            frame = self._reader.find_frame(cid)
-            if frame is None:
+            record = self._reader.frame_alone(cid)
+            if record is None:
                 raise StoreCorrupt(f"chunk {cid.hex()} is neither here nor uploaded")
-            ids, record = frame
-            await upload.make_room(len(record), self._clock_ns())
-            fresh = [c for c in ids if self._references.is_held(c) and not self._places.has(c)]
-            upload.add_frame(record, fresh)
-            await trio.lowlevel.checkpoint()
+            await upload.add_frames([(cid, record)], self._checker, self._is_fresh, self._clock_ns())
+
+    def _batches(self, upload: Upload, draft: Draft[FrozenT]) -> Iterator[list[tuple[ChunkId, bytes]]]:
+        """The records of frames that hold the draft's chunks without a place, each with the chunk that it is for; a few
+        at a time, and sometimes none, so that whoever wants the request loop gets it between two batches.
+        """
+        batch: list[tuple[ChunkId, bytes]] = []
+        listed: set[ChunkId] = set()
+        size = 0
+        for seen, cid in enumerate(draft.iter_chunks()):
+            if seen % BATCH_CHUNKS == 0 or size >= BATCH_BYTES:
+                yield batch
+                batch, size = [], 0
+            if cid in listed or cid in upload.placed or self._places.has(cid):
+                continue
+            record = self._reader.find_record(cid)
+            if record is None:
+                raise StoreCorrupt(f"chunk {cid.hex()} is neither here nor uploaded")
+            batch.append((cid, record))
+            listed.update(listed_chunks(record))
+            size += len(record)
+        yield batch
+
+    def _is_fresh(self, cid: ChunkId) -> bool:
+        """Whether a place of the chunk is to be noted."""
+        return self._references.is_held(cid) and not self._places.has(cid)
 
     async def _add_manifest(self, upload: Upload, draft: Draft[FrozenT]) -> Published:
         before = draft.published
         base = None if draft.is_full or before is None or before.manifest is None else ManifestRef(*before.manifest)
-        segments, frames = self._frame_places(upload, draft)
+        segments, frames = await self._frame_places(upload, draft)
         last = self._places.snapshots.last_sequence(draft.session)
         manifest = Manifest(
             version=1,
@@ -257,8 +284,7 @@ class Writeback(Generic[FrozenT]):
             frames=frames,
             startup=self._places.startup(draft.session),
         )
-        await upload.make_room(0, self._clock_ns())
-        ref = upload.builder.add_manifest(manifest)
+        ref = await upload.add_manifest(manifest, self._clock_ns())
         return Published(
             name=draft.name,
             sequence=manifest.sequence,
@@ -269,10 +295,12 @@ class Writeback(Generic[FrozenT]):
             taken_ns=manifest.taken_ns,
         )
 
-    def _frame_places(self, upload: Upload, draft: Draft[FrozenT]) -> tuple[list[SegmentRef], list[FramePlace]]:
+    async def _frame_places(self, upload: Upload, draft: Draft[FrozenT]) -> tuple[list[SegmentRef], list[FramePlace]]:
         """The segments and frames that hold the draft's chunks, chunks of one frame together."""
         frames: dict[tuple[str, int, int, int], list[ChunkId]] = {}
-        for cid in draft.iter_chunks():
+        for seen, cid in enumerate(draft.iter_chunks()):
+            if seen % BATCH_CHUNKS == 0:
+                await trio.lowlevel.checkpoint()
             place = upload.placed.get(cid)
             if place is None:
                 known = self._places.find(cid)
@@ -304,38 +332,3 @@ class Writeback(Generic[FrozenT]):
         if session in self._cutter.in_flight:
             times.append(self._cutter.in_flight[session].changes.since_ns)
         return min(times, default=None)
-
-
-class Upload:
-    """The segments of one publishing: filled one after another, each put when it is full."""
-
-    def __init__(self, store: ObjectStore, envelope: Envelope, publisher: Publisher) -> None:
-        self._store = store
-        self._envelope = envelope
-        self._publisher = publisher
-        self.last_segment = publisher.last_segment
-        self.placed: dict[ChunkId, tuple[str, int, int, int]] = {}
-        self.places: list[tuple[int, int, int, bytes]] = []
-        self.builder = self._next()
-
-    def _next(self) -> SegmentBuilder:
-        self.last_segment += 1
-        return SegmentBuilder(self._publisher.name, self.last_segment, self._publisher.incarnation, self._envelope)
-
-    async def make_room(self, length: int, now_ns: int) -> None:
-        """Put the segment, and begin another, when *length* more bytes would be too many."""
-        if self.builder.size_bytes + length > SEGMENT_BYTES:
-            await self.close(now_ns)
-            self.builder = self._next()
-
-    def add_frame(self, record: bytes, ids: list[ChunkId]) -> None:
-        """Add a frame; *ids* are those of its chunks that had no place before."""
-        offset, length = self.builder.add_frame(record)
-        self.places.append((self.last_segment, offset, length, b"".join(ids)))
-        for cid in ids:
-            self.placed[cid] = (self._publisher.name, self.last_segment, offset, length)
-
-    async def close(self, now_ns: int) -> None:
-        """Put the segment being filled."""
-        body = self.builder.finish(now_ns)
-        await self._store.put(segment_key(self._publisher.name, self.last_segment), body)

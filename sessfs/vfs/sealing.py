@@ -17,6 +17,7 @@ import trio
 from sessfs.errors import LocalStoreError
 from sessfs.format.recipe import Recipe
 from sessfs.types import ChunkId, Ino
+from sessfs.vfs import priority
 from sessfs.vfs.ranges import split
 from sessfs.vfs.sealjobs import (
     LENGTH,
@@ -55,6 +56,8 @@ TICK_S = 1.0
 RETRY_S = 5.0
 UNMOUNT_PATIENCE_S = 2.0
 """How long an unmount may wait for the seal process to end what it is at."""
+GIVE_WAY_S = 10.0
+"""How long a request to the seal process may take with its small share of the CPUs: a Chrome has started by then."""
 DROP_AT_ONCE = 20_000
 PATIENCE = 6
 """How often the time that a file must be idle may go by again before it is sealed although it is not quiet."""
@@ -97,7 +100,7 @@ class SealProcessClient:
                 self._is_sent = False
                 await process.stdin.send_all(encode_message(request))
                 self._is_sent = True
-                reply = decode_reply(await self._receive(process.stdout))
+                reply = decode_reply(await self._receive_soon(process))
             except (trio.BrokenResourceError, trio.ClosedResourceError, EOFError) as exc:
                 await self._abandon(process, request)
                 raise LocalStoreError("the seal process ended unexpectedly") from exc
@@ -132,6 +135,17 @@ class SealProcessClient:
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
                     await stream.aclose()
+
+    async def _receive_soon(self, process: trio.Process) -> bytes:
+        """As `_receive`; where it takes long, since others keep the machine busy, the process gets its full share."""
+        assert process.stdout is not None
+        with trio.move_on_after(GIVE_WAY_S):
+            return await self._receive(process.stdout)
+        priority.set_share(process.pid, is_urgent=True)
+        try:
+            return await self._receive(process.stdout)
+        finally:
+            priority.set_share(process.pid, is_urgent=False)
 
     async def _receive(self, stream: trio.abc.ReceiveStream) -> bytes:
         buf = self._buffer

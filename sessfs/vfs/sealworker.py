@@ -17,6 +17,7 @@ from sessfs.local.chunkwriter import ChunkWriter
 from sessfs.local.db import Database
 from sessfs.local.memory import bound_heap
 from sessfs.types import ChunkId
+from sessfs.vfs import priority
 from sessfs.vfs.cutting import RangeCutter
 from sessfs.vfs.ingestwork import IngestWork
 from sessfs.vfs.sealjobs import (
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from sessfs.vfs.sealjobs import Span
 
-NICE = 10
 SWITCH_INTERVAL_S = 0.0005
 """A thread that has compressed a frame gets the interpreter for the next this soon; 5 ms would be twice that work."""
 
@@ -117,7 +117,7 @@ def main() -> None:
     """Serve requests until the input ends. An error of the store is answered, then the process ends: what it has in
     memory can't be trusted to match the disk.
     """
-    os.nice(NICE)
+    priority.give_way()
     bound_heap()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     source, target = sys.stdin.buffer, sys.stdout.buffer

@@ -239,7 +239,9 @@ def test_chunkreader_missing_frame_is_corrupt(store: Store) -> None:
     with pytest.raises(StoreCorrupt):
         reader.find(cid(1))
     with pytest.raises(StoreCorrupt):
-        reader.find_frame(cid(1))
+        reader.find_record(cid(1))
+    with pytest.raises(StoreCorrupt):
+        reader.frame_alone(cid(1))
 
 
 @pytest.mark.parametrize("at", [0, 5, 24, -5], ids=["count", "id", "length", "payload"])
@@ -397,20 +399,23 @@ def test_chunkreader_gives_only_sound_chunks_away(store: Store) -> None:
     frame = store.frames()[0]
     good = store.db.get(FRAMES, FRAME_KEY.pack(frame))
     assert good is not None
-    found = ChunkReader(store.db, KEY).find_frame(cid(1))
-    assert found == ([cid(number) for number in range(PER_FRAME)], good)
+    checker = store.reader.checker()
+    assert store.reader.find_record(cid(1)) == good
+    assert checker.sound_chunks(good) == [cid(number) for number in range(PER_FRAME)]
     damage(store, frame, len(good) - 5)
     reader = ChunkReader(store.db, KEY)
     last = cid(PER_FRAME - 1)
-    found = reader.find_frame(cid(1))
-    assert found is not None
-    assert last not in found[0]
-    assert len(found[0]) == PER_FRAME - 1
+    assert checker.sound_chunks(reader.find_record(cid(1)) or b"") == [cid(number) for number in range(PER_FRAME - 1)]
     with pytest.raises(StoreCorrupt):
-        reader.find_frame(last)
+        reader.frame_alone(last)
     store.db.put(FRAMES, FRAME_KEY.pack(frame), good)
     damage(store, frame, 2 + 24 + 20)
-    found = ChunkReader(store.db, KEY).find_frame(cid(3))
-    assert found is not None
-    assert found[0] == [cid(3)]
-    assert decode_frame_record(found[1])[0] == [(cid(3), CHUNK_BYTES)]
+    reader = ChunkReader(store.db, KEY)
+    assert cid(3) not in checker.sound_chunks(reader.find_record(cid(3)) or b"")
+    alone = reader.frame_alone(cid(3))
+    assert alone is not None
+    assert checker.sound_chunks(alone) == [cid(3)]
+    assert reader.find_record(cid(1000)) is None
+    assert reader.frame_alone(cid(1000)) is None
+    assert checker.sound_chunks(b"") == []
+    assert decode_frame_record(alone)[0] == [(cid(3), CHUNK_BYTES)]
