@@ -94,7 +94,7 @@ def _calibrate(mounted: Sessfs, remote: Path) -> float:
 
 @contextlib.contextmanager
 def _under_load(mounted: Sessfs, remote: Path, ratio: float, rates: list[float]) -> Iterator[None]:
-    """The load runs meanwhile; how many MB a second reached the remote is added to *rates*."""
+    """The load runs meanwhile, from WARM_UP_S before; how many MB a second reached the remote is added to *rates*."""
     session = mounted.path / "load"
     command = [sys.executable, "-m", "bench.background", str(session), str(remote), str(ratio)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as load:
@@ -102,8 +102,9 @@ def _under_load(mounted: Sessfs, remote: Path, ratio: float, rates: list[float])
             assert load.stdout is not None
             if load.stdout.readline().strip() != "ready":
                 raise BenchError(f"the load ended with {load.wait()}")
-            time.sleep(WARM_UP_S)
+            # A round of publishing takes seconds, and all of it gets there at its end: so the warm-up counts here.
             before, start = tree_bytes(remote), time.monotonic()
+            time.sleep(WARM_UP_S)
             yield
             rates.append((tree_bytes(remote) - before) / 1e6 / (time.monotonic() - start))
             if load.poll() is not None:

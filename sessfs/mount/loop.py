@@ -17,6 +17,7 @@ import os
 import select
 import time
 import types
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 BUFFER_BYTES: Final = (1 << 20) + 65536
 """The largest request is a write of max_write bytes, 1 MiB, with its headers."""
 BURST: Final = 16
+LARGE_BYTES: Final = 128 << 10
+LARGE_MAX: Final = 4
+"""So many large requests are put off at most, each in a buffer of its own."""
 LINGER_MS: Final = 1
 SPIN_S: Final = 80e-6
 DENSE_S: Final = 150e-6
@@ -82,6 +86,9 @@ class RequestLoop:
         self._operations = operations
         self._changing = {c.name for c in CALLS.values() if is_changing(getattr(type(operations), c.name))}
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._large: deque[tuple[memoryview, int]] = deque()
+        """Requests that were put off, with their sizes."""
+        self._spare: list[memoryview] = []
         self._waiting = 0
         self._ended = False
         self._credit = 0
@@ -116,7 +123,10 @@ class RequestLoop:
         with contextlib.closing(flushers), self._scope:
             async with trio.open_nursery() as nursery:
                 while not self._ended:
-                    await trio.lowlevel.wait_readable(self._device)
+                    if self._large:
+                        await trio.lowlevel.checkpoint()
+                    else:
+                        await trio.lowlevel.wait_readable(self._device)
                     self._serve_burst(nursery)
                 # Nobody waits for what is still under way.
                 nursery.cancel_scope.cancel()
@@ -126,23 +136,55 @@ class RequestLoop:
         self._scope.cancel()
 
     def _serve_burst(self, nursery: trio.Nursery) -> None:
-        """Serve what has come and what comes right after it, up to BURST requests."""
+        """Serve what has come and what comes right after it, up to BURST requests. Large ones, which are writes, come
+        last: a page that is written back can wait, and who looks at a file should not wait for a dozen of them.
+        """
         self._flushers.settle()
         for _ in range(BURST):
-            try:
-                size = os.readv(self._device, [self._buffer])
-            except BlockingIOError:
+            size = self._read()
+            if self._ended or (size == 0 and not self._large):
                 return
+            if size == 0:
+                self._serve_large(nursery)
+            elif size < LARGE_BYTES:
+                self._serve(size, nursery)
+            else:
+                self._put_off(size, nursery)
+            if not self._large and not self._more():
+                return
+        if self._large:
+            self._serve_large(nursery)
+
+    def _read(self) -> int:
+        """Bytes of the next request, in the buffer; 0 when none is there. Notes when no more will come."""
+        while True:
+            try:
+                return os.readv(self._device, [self._buffer])
+            except BlockingIOError:
+                return 0
             except OSError as exc:
                 if exc.errno in NOBODY_WAITS:
                     continue
                 if exc.errno not in GONE:
                     log.error("reading from /dev/fuse failed: %s", exc)
                 self._ended = True
-                return
-            self._serve(size, nursery)
-            if not self._more():
-                return
+                return 0
+
+    def _put_off(self, size: int, nursery: trio.Nursery) -> None:
+        """Serve the request in the buffer when nothing else is there, or when too many wait."""
+        self._large.append((self._buffer, size))
+        self._buffer = self._spare.pop() if self._spare else memoryview(bytearray(BUFFER_BYTES))
+        if len(self._large) > LARGE_MAX:
+            self._serve_large(nursery)
+
+    def _serve_large(self, nursery: trio.Nursery) -> None:
+        """Serve the large request that has waited longest."""
+        kept = self._buffer
+        self._buffer, size = self._large.popleft()
+        self._serve(size, nursery)
+        # The same, or another one if its handler still needs it.
+        self._spare.append(self._buffer)
+        self._buffer = kept
 
     def _serve(self, size: int, nursery: trio.Nursery) -> None:
         header: Header = IN_HEADER.unpack_from(self._buffer)

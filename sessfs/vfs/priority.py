@@ -12,8 +12,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-NICE: Final = 10
-"""A tenth of what a process that wants all has. Not less: what is sealed late is uploaded late."""
+NICE: Final = 15
+"""A thirtieth of what another session has that wants all, and what nobody wants. Who waits longer gets more: see
+`set_share`.
+"""
 
 
 def give_way() -> None:

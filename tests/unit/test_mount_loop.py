@@ -16,12 +16,13 @@ from sessfs.mount.boundary import changing, handler, in_task
 from sessfs.mount.calls import CALLS
 from sessfs.mount.flushers import Flush
 from sessfs.mount.fusewire import FSYNC_IN, IN_HEADER, OUT_HEADER, RW_IN
-from sessfs.mount.loop import RequestLoop
+from sessfs.mount.loop import BURST, LARGE_BYTES, LARGE_MAX, RequestLoop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 GETATTR, READ, WRITE, FORGET, FLUSH, RMDIR, FSYNC = 3, 15, 16, 2, 25, 11, 20
+SO_SNDBUFFORCE = 32  # socket(7); the module has no name for it
 TOO_LARGE = 1 << 22
 """More than the socket takes as one message."""
 
@@ -126,6 +127,8 @@ class Kernel:
 @contextlib.asynccontextmanager
 async def served() -> AsyncIterator[Kernel]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    # A buffer that takes what all tests send, or `ask` would wait for a loop that has no turn.
+    ours.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 32 << 20)
     handlers = Handlers()
     loop = RequestLoop(theirs.fileno(), handlers)  # type: ignore[arg-type]
     with ours, theirs, trio.fail_after(10):
@@ -157,6 +160,49 @@ async def test_bytes_of_a_write_that_waits_stay_its_own() -> None:
         kernel.handlers.go.set()
         assert (await kernel.hear())[0] == 1
         assert kernel.handlers.written == [b"other", b"first"]
+
+
+LARGE = bytes(LARGE_BYTES)
+
+
+async def test_large_writes_let_small_requests_go_first() -> None:
+    async with served() as kernel:
+        for unique in (1, 2):
+            kernel.ask(WRITE, unique, body=write_body(1, LARGE + b"%d" % unique))
+        kernel.ask(GETATTR, 3, inode=1)
+        assert [(await kernel.hear())[0] for _ in range(3)] == [3, 1, 2]
+        assert [written[-1:] for written in kernel.handlers.written] == [b"1", b"2"]
+
+
+async def test_a_large_write_waits_for_one_burst_at_most() -> None:
+    async with served() as kernel:
+        kernel.ask(WRITE, 1, body=write_body(1, LARGE))
+        for unique in range(2, 3 * BURST):
+            kernel.ask(GETATTR, unique, inode=1)
+        heard = [(await kernel.hear())[0] for _ in range(1, 3 * BURST)]
+        assert heard.index(1) < BURST
+        heard.remove(1)
+        assert heard == list(range(2, 3 * BURST))
+
+
+async def test_many_large_writes_are_served_in_turn_each_with_its_own_bytes() -> None:
+    async with served() as kernel:
+        uniques = range(1, 3 * LARGE_MAX)
+        kernel.ask(WRITE, 100, body=write_body(2, LARGE + b"100"))
+        for unique in uniques:
+            kernel.ask(WRITE, unique, body=write_body(1, LARGE + b"%03d" % unique))
+        assert [(await kernel.hear())[0] for _ in uniques] == [*uniques]
+        kernel.handlers.go.set()
+        assert (await kernel.hear())[0] == 100
+        assert [int(written[-3:]) for written in kernel.handlers.written] == [*uniques, 100]
+
+
+async def test_no_more_large_writes_wait_than_there_is_room_for() -> None:
+    async with served() as kernel:
+        for unique in range(1, LARGE_MAX + 2):
+            kernel.ask(WRITE, unique, body=write_body(1, LARGE))
+        kernel.ask(GETATTR, 50, inode=1)
+        assert [(await kernel.hear())[0] for _ in range(3)] == [1, 50, 2]
 
 
 @pytest.mark.parametrize("inode", [3, 4])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,14 +13,12 @@ import trio
 import trio.testing
 
 from sessfs.errors import LocalStoreError
-from sessfs.vfs import fileio
+from sessfs.vfs import fileio, priority, sealing
 from sessfs.vfs.quiet import QUIET_REQUESTS, QUIET_S
 from sessfs.vfs.sealing import PATIENCE, TICK_S
 from tests.support.volumes import assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from sessfs.format.recipe import Recipe
     from tests.support.volumes import Box
 
@@ -70,6 +69,48 @@ async def test_sealing_sparse_file_takes_no_room_for_holes(tmp_path: Path) -> No
         await box.seal()
         assert await box.volume.fileio.read(inode, (3 << 30) - 1, 8) == b"\0middle\0"
     assert_clean(tmp_path / "state")
+
+
+async def test_sealing_lets_others_go_first_until_it_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By session, since Linux gives each session an equal share, whatever the nice values in it."""
+    shares: list[bool] = []
+    set_share = priority.set_share
+
+    def note(pid: int, *, is_urgent: bool) -> None:
+        set_share(pid, is_urgent=is_urgent)
+        shares.append(is_urgent)
+
+    monkeypatch.setattr(priority, "set_share", note)
+    async with open_box(tmp_path / "state") as box, trio.open_nursery() as nursery:
+        box.mkdir(b"s")
+        await box.write(b"s/f", noise(1, 100_000))
+        await box.seal()
+        pid = box.volume.seal_pid
+        assert pid is not None
+        assert os.getsid(pid) == pid
+        assert os.getpriority(os.PRIO_PROCESS, pid) == priority.NICE
+        assert autogroup(pid) in (f"nice {priority.NICE}", None)
+        assert shares == []
+        monkeypatch.setattr(sealing, "GIVE_WAY_S", 0.01)
+        os.kill(pid, signal.SIGSTOP)
+        await box.write(b"s/f", noise(2, 100_000))
+        nursery.start_soon(box.seal)
+        await wait_until(lambda: shares == [True])
+        assert autogroup(pid) in ("nice 0", None)
+        os.kill(pid, signal.SIGCONT)
+        await wait_until(lambda: shares == [True, False])
+        assert autogroup(pid) in (f"nice {priority.NICE}", None)
+    assert_clean(tmp_path / "state")
+
+
+def autogroup(pid: int) -> str | None:
+    """What the session of *pid* has of the CPUs; None where Linux does not schedule by session."""
+    try:
+        return Path(f"/proc/{pid}/autogroup").read_text().split(maxsplit=1)[1].strip()
+    except FileNotFoundError:
+        return None
 
 
 async def test_sealing_result_for_an_older_version_is_not_used(tmp_path: Path) -> None:
