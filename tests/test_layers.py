@@ -39,7 +39,7 @@ SAME_LEVEL_ALLOWED = {
 
 OWNERS = {
     "lmdb": ("local/db.py",),
-    "boto3": ("remote/s3.py",),
+    "boto3": (),
     "botocore": ("remote/s3.py", "remote/s3errors.py"),
     "pyfuse3": ("mount/",),
     "typer": ("cli/",),

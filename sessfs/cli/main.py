@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sessfs.cli import output
 from sessfs.errors import SessfsError, UsageError
 from sessfs.version import VERSION
+
+if TYPE_CHECKING:
+    from sessfs.mount.spawn import Started
 
 INTERRUPTED_EXIT_CODE = 130
 VERBS = (
@@ -71,12 +74,12 @@ def _version(
     """A filesystem for fleets of Chrome profiles: deduplicated locally, lazily written back to S3."""
 
 
-def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; everything it has to say is said."""
+def run(arguments: list[str], early: Started | None = None) -> int:
+    """Run one command and return its exit code; everything it has to say is said. *early* is a mount's."""
     as_json = "--json" in arguments
     try:
         app = build_app(arguments[0] if arguments else None)
-        code = app(arguments or ["--help"], prog_name="sessfs", standalone_mode=False)
+        code = app(arguments or ["--help"], prog_name="sessfs", standalone_mode=False, obj=early)
         sys.stdout.flush()
     except SessfsError as exc:
         error = exc
@@ -99,9 +102,9 @@ def run(arguments: list[str]) -> int:
     return error.exit_code
 
 
-def main() -> None:
-    """Entry point of the program: never returns."""
-    sys.exit(run(sys.argv[1:]))
+def main(early: Started | None = None) -> None:
+    """The program's command line: never returns."""
+    sys.exit(run(sys.argv[1:], early))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sessfs import config
 from sessfs.cli import output
 from sessfs.mount import control, launch, mountinfo, unmount
+
+if TYPE_CHECKING:
+    from sessfs.config import Settings
+    from sessfs.mount.spawn import Started
 
 WARNINGS_TIMEOUT_S = 10.0
 
@@ -129,6 +133,7 @@ WarnTotal = Annotated[
 
 
 def mount(
+    ctx: typer.Context,
     mountpoint: Mountpoint,
     config_file: Config = None,
     state: State = None,
@@ -177,10 +182,15 @@ def mount(
     if mount_options:
         flags["mount_options"] = ",".join(mount_options)
     place = mountinfo.resolve(mountpoint)
-    settings = config.load(place, flags, file=config_file, env=os.environ, uid=os.geteuid())
+    _mount(config.load(place, flags, file=config_file, env=os.environ, uid=os.geteuid()), ctx.obj)
+
+
+def _mount(settings: Settings, early: Started | None) -> None:
     if settings.foreground:
+        if early is not None:
+            early.drop()
         launch.run_foreground(settings)
-    pid = launch.launch(settings)
+    pid = launch.launch(settings, early)
     output.print_line(f"mounted {settings.mountpoint} (pid {pid}), state in {settings.state_dir}")
     output.print_line(f"unmount with: sessfs umount {settings.mountpoint}")
     status = control.call(settings.state_dir, "status", {}, timeout_s=WARNINGS_TIMEOUT_S, on_progress=None)

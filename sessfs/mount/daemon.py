@@ -249,13 +249,27 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536) if hard > 0 else 65_536, hard))
 
 
+def _speak_to(log: Path) -> None:
+    """Have standard output and standard error go to the end of *log*."""
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one daemon; returns its exit code."""
     parser = argparse.ArgumentParser(prog="sessfs.mount.daemon")
     parser.add_argument("--ready-fd", type=int)
-    ready = Ready(parser.parse_args(argv).ready_fd)
+    ready_fd = parser.parse_args(argv).ready_fd
+    ready = Ready(ready_fd)
+    given = sys.stdin.buffer.read()
+    if not given:
+        return 0  # whoever started this needs no daemon after all
     try:
-        settings = Settings.from_json(sys.stdin.buffer.read())
+        settings = Settings.from_json(given)
+        if ready_fd is not None:
+            _speak_to(settings.state_dir / "sessfs.log")
         logging.basicConfig(
             level=settings.log_level.upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",

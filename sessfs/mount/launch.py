@@ -2,7 +2,8 @@
 
 Protocol with `python -m sessfs.mount.daemon`: the settings come on stdin, as JSON, until its end; on the descriptor
 of `--ready-fd` the daemon writes one line, {"ok": true, "pid": N} when the mount answers, or {"ok": false,
-"error": TEXT, "exit_code": N}. Its stdout and stderr are STATE/sessfs.log, unless it runs in the foreground.
+"error": TEXT, "exit_code": N}. Its stdout and stderr are STATE/sessfs.log once it has settings, unless it runs in the
+foreground.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 import msgspec
 
 from sessfs.errors import HostError, StartFailed
-from sessfs.mount import mountinfo, preflight
+from sessfs.mount import mountinfo, preflight, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from sessfs.config import Settings
 
-DAEMON_ARGV = (sys.executable, "-P", "-m", "sessfs.mount.daemon")
 START_TIMEOUT_S = 120.0
 LOG_ROTATE_BYTES = 16 * 1024 * 1024
 """A log larger than this becomes sessfs.log.1 at the next mount."""
@@ -49,18 +49,27 @@ class DaemonRefused(HostError):
         self.exit_code = exit_code
 
 
-def launch(settings: Settings, *, argv: Sequence[str] = DAEMON_ARGV, timeout_s: float = START_TIMEOUT_S) -> int:
+def launch(
+    settings: Settings,
+    early: spawn.Started | None = None,
+    *,
+    argv: Sequence[str] = spawn.DAEMON_ARGV,
+    timeout_s: float = START_TIMEOUT_S,
+) -> int:
     """Mount: check the machine, start the daemon detached, and return its pid once the mount answers.
 
-    *argv* is the daemon's command, without `--ready-fd`. Raises what preflight.check raises, DaemonRefused with the
-    daemon's own words and exit code, or StartFailed with the last lines of the log. When it raises, no daemon that it
-    started is left.
+    The daemon is *early*, or else a new one by *argv*, its command without `--ready-fd`. Raises what preflight.check
+    raises, DaemonRefused with the daemon's own words and exit code, or StartFailed with the last lines of the log. When
+    it raises, no daemon that was told its settings is left.
     """
     preflight.check(settings)
     log = settings.state_dir / "sessfs.log"
     _rotate(log)
     log_start = log.stat().st_size if log.exists() else 0
-    process, ready = _spawn(settings, argv, log)
+    daemon = early or _spawn(argv, log)
+    # One that died at once is reported by the ready pipe, with its log.
+    daemon.tell(settings.to_json())
+    process, ready = daemon.process, daemon.ready
     try:
         answer = _read_ready(ready, process, time.monotonic() + timeout_s)
     except BaseException as exc:
@@ -79,7 +88,7 @@ def launch(settings: Settings, *, argv: Sequence[str] = DAEMON_ARGV, timeout_s: 
     return answer.pid or process.pid
 
 
-def run_foreground(settings: Settings, *, argv: Sequence[str] = DAEMON_ARGV) -> NoReturn:
+def run_foreground(settings: Settings, *, argv: Sequence[str] = spawn.DAEMON_ARGV) -> NoReturn:
     """Become the daemon: never returns, the log goes to stderr, and the exit code is the daemon's.
 
     Raises what preflight.check raises.
@@ -96,30 +105,9 @@ def run_foreground(settings: Settings, *, argv: Sequence[str] = DAEMON_ARGV) -> 
     os.execv(argv[0], list(argv))
 
 
-def _spawn(settings: Settings, argv: Sequence[str], log: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """The started daemon, its settings written, and the read end of its ready pipe."""
-    ready, ready_write = os.pipe()
-    try:
-        with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "wb") as log_file:
-            process = subprocess.Popen(
-                [*argv, "--ready-fd", str(ready_write)],
-                stdin=subprocess.PIPE,
-                stdout=log_file,
-                stderr=log_file,
-                cwd="/",
-                start_new_session=True,
-                pass_fds=(ready_write,),
-            )
-    except BaseException:
-        os.close(ready)
-        raise
-    finally:
-        os.close(ready_write)
-    assert process.stdin is not None
-    # A daemon that died at once is reported by the ready pipe, with its log.
-    with contextlib.suppress(BrokenPipeError), process.stdin:
-        process.stdin.write(settings.to_json())
-    return process, ready
+def _spawn(argv: Sequence[str], log: Path) -> spawn.Started:
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600), "wb") as log_file:
+        return spawn.start(argv, log_file)
 
 
 def _read_ready(ready: int, process: subprocess.Popen[bytes], deadline: float) -> _Ready:

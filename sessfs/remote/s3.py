@@ -1,4 +1,4 @@
-"""An object store in a bucket of S3 or of something compatible; the only importer of boto3.
+"""An object store in a bucket of S3 or of something compatible; the only importer of botocore.
 
 What is sent is what every compatible store understands: signature version 4 with the SHA-256 of the whole body, a
 plain body with its length, no checksum trailers, and Content-MD5 where a checksum must be (DeleteObjects).
@@ -19,10 +19,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
-import boto3
 import trio
 from botocore.config import Config
 from botocore.exceptions import ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.session import Session
 
 from sessfs.errors import RemoteCorrupt, RemoteError, RemoteMissing, RemoteUnavailable, RemoteUnsuitable
 from sessfs.remote.admission import Admission, ByteBudget
@@ -116,8 +116,8 @@ class _ShiftedContext(dict[str, Any]):
 
 
 def make_client(settings: S3Settings, offset: ClockOffset) -> Any:
-    """A new boto3 client, with credentials as the chain gives them now. Blocks, up to seconds: call it in a thread."""
-    session = boto3.session.Session()
+    """A new client, with credentials as the chain gives them now. Blocks, up to seconds: call it in a thread."""
+    session = Session()
     client = _build(session, settings, _addressing(settings, settings.endpoint_url))
     if settings.endpoint_url is None and _addressing(settings, client.meta.endpoint_url) == "path":
         # Only now is it known that AWS_ENDPOINT_URL or the config file names another endpoint.
@@ -150,7 +150,7 @@ def _addressing(settings: S3Settings, endpoint_url: str | None) -> str:
     return "auto" if endpoint_name(endpoint_url) == "AWS S3" else "path"
 
 
-def _build(session: boto3.session.Session, settings: S3Settings, addressing: str) -> Any:
+def _build(session: Session, settings: S3Settings, addressing: str) -> Any:
     config = Config(
         connect_timeout=settings.connect_timeout_s,
         read_timeout=settings.read_timeout_s,
@@ -162,8 +162,8 @@ def _build(session: boto3.session.Session, settings: S3Settings, addressing: str
         tcp_keepalive=True,
         s3=cast("Any", {"addressing_style": addressing, "payload_signing_enabled": True}),
     )
-    region = settings.region or session.region_name or guess_region(settings.endpoint_url)
-    return session.client("s3", endpoint_url=settings.endpoint_url, region_name=region, config=config)
+    region = settings.region or session.get_config_variable("region") or guess_region(settings.endpoint_url)
+    return session.create_client("s3", endpoint_url=settings.endpoint_url, region_name=region, config=config)
 
 
 def _use_content_md5(request: Any) -> None:

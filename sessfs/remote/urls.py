@@ -132,7 +132,7 @@ async def _open_base(settings: RemoteSettings, health: Health) -> ObjectStore:
         raise UsageError(f"addressing {settings.addressing!r} can't be used: write one of {', '.join(ADDRESSING)}")
     if isinstance(location, DirectoryLocation):
         return await trio.to_thread.run_sync(DirectoryStore, location.path)
-    # Not a plain import: boto3 costs a mount without S3 20 MB of memory and a command 0.2 s, so only this branch pays.
+    # Not a plain import: botocore costs a mount without S3 20 MB of memory and a command 0.2 s: only this branch pays.
     s3 = await trio.to_thread.run_sync(importlib.import_module, "sessfs.remote.s3")
     opened = await s3.open_s3(
         s3.S3Settings(

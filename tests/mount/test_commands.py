@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-COMMAND = (sys.executable, "-m", "sessfs.cli.main")
+COMMAND = (sys.executable, "-m", "sessfs.cli.entry")
 STATUS_KEYS = {
     *("pid", "version", "uptime_seconds", "sessions", "files", "logical_bytes", "stored_bytes", "dedup_ratio"),
     *("compression_ratio", "hot_bytes", "cache_bytes", "memory_bytes", "warnings"),

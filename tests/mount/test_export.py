@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.support.s3fixtures", "tests.support.remotefixtures"]
 
-COMMAND = (sys.executable, "-m", "sessfs.cli.main")
+COMMAND = (sys.executable, "-m", "sessfs.cli.entry")
 FORMATS = ("dir", "tar", "tar.zst", "zip")
 
 

@@ -26,7 +26,7 @@ from sessfs.errors import (
     StoreCorrupt,
     UsageError,
 )
-from sessfs.mount import launch, mountinfo, openers, preflight, syscalls, unmount
+from sessfs.mount import launch, mountinfo, openers, preflight, spawn, syscalls, unmount
 from tests.support import fakedaemon
 
 if TYPE_CHECKING:
@@ -80,6 +80,42 @@ def test_launch_returns_the_pid_of_a_mount_that_answers(settings: Settings) -> N
     assert os.getsid(pid) == pid
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     assert settings.state_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_launch_takes_a_daemon_that_was_started_before(settings: Settings) -> None:
+    early = spawn.start((*FAKE, "serve"), None)
+    assert launch.launch(settings, early, timeout_s=30) == early.process.pid
+    early.drop()
+    assert preflight.answers(settings.mountpoint)
+
+
+def test_a_daemon_that_nobody_needs_ends(tmp_path: Path) -> None:
+    early = spawn.start(spawn.DAEMON_ARGV, None)
+    early.drop()
+    early.drop()
+    assert early.process.returncode == -signal.SIGKILL
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(early.ready)
+    # And by itself, should the command end before it could say so.
+    read_end, write_end = os.pipe()
+    command = [*spawn.DAEMON_ARGV, "--ready-fd", str(write_end)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, pass_fds=(write_end,), check=True)
+    os.close(write_end)
+    assert (done.stdout, done.stderr, os.read(read_end, 1)) == (b"", b"", b"")
+    os.close(read_end)
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["--help"], [], ["-f"]])
+def test_no_daemon_is_left_by_a_mount_that_was_not_meant(arguments: list[str], tmp_path: Path) -> None:
+    """Daemons inherit their command's environment, by which this one's would be known."""
+    mark = f"SESSFS_TEST_MARK={tmp_path}"
+    command = [sys.executable, "-m", "sessfs.cli.entry", "mount", *arguments]
+    subprocess.run(["env", mark, *command], capture_output=True, timeout=30, check=False)
+    left = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            left += [environment] if mark.encode() in environment.read_bytes().split(b"\0") else []
+    assert left == []
 
 
 def test_launch_passes_no_descriptor_of_the_caller_on(settings: Settings, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FSTYPE = "fuse.sessfs"
 _FUSECTL = Path("/sys/fs/fuse/connections")
-_COMMAND = (sys.executable, "-m", "sessfs.cli.main")
+_COMMAND = (sys.executable, "-m", "sessfs.cli.entry")
 _START_S = 30.0
 _STOP_S = 60.0
 

@@ -131,7 +131,7 @@ async def test_broken_settings_are_errors_of_ours(aws_environment: pytest.Monkey
             pass
 
 
-def test_boto3_is_loaded_for_s3_urls_only(tmp_path: Path) -> None:
+def test_botocore_is_loaded_for_s3_urls_only(tmp_path: Path) -> None:
     """It costs a daemon without S3 some 20 MB and every command 0.2 s."""
     script = (
         "import sys, trio; from sessfs.remote.urls import *\n"
