@@ -35,6 +35,13 @@ def packages(wanted: dict[str, str]) -> None:
     raise SystemExit(f"bench: could not install {' '.join(missing)}: install them yourself")
 
 
+def compile_sessfs() -> None:
+    """Compile sessfs ahead, as pip does when it installs: a checkout would be compiled anew at each start wherever
+    PYTHONDONTWRITEBYTECODE is set.
+    """
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "sessfs"], cwd=Path(__file__).parent.parent, check=True)
+
+
 def _source(name: str) -> bytes:
     plain, packed = EXAMPLES / name, EXAMPLES / f"{name}.gz"
     if plain.is_file():

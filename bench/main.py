@@ -283,6 +283,7 @@ def main() -> None:
         recorder.record(args.base)
         return
     args.output.mkdir(parents=True, exist_ok=True)
+    install.compile_sessfs()
     started = time.monotonic()
     began = {
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

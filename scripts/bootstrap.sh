@@ -185,4 +185,7 @@ cd "$here"
 "$venv/bin/python" -m pip install --disable-pip-version-check -q $editable "$wanted" >&2 ||
     fail "pip could not install sessfs and what it needs into $venv; its messages are above"
 "$venv/bin/python" -c 'import pyfuse3, sessfs' || fail "pyfuse3 does not load from $venv: remove it, and run this again"
+# As pip does with what it installs, but not with a checkout: where PYTHONDONTWRITEBYTECODE is set, as it often is in
+# containers, each start would compile it again.
+"$venv/bin/python" -m compileall -q "$here/sessfs" || say "sessfs could not be compiled ahead; it starts slower"
 printf '%s\n' "$now" >"$stamp"

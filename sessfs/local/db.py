@@ -115,13 +115,11 @@ class Database:
         self._data_path = str(path.resolve() / "data.mdb")
         self._mapped_bytes = 0
         self._env = open_environment(path, len(tables), map_size_bytes, readonly=readonly, readahead=readahead)
-        self._handles = {}
-        for name in tables:
-            try:
-                self._handles[name] = self._env.open_db(name.encode(), create=not readonly)
-            except lmdb.NotFoundError as exc:
-                self._env.close()
-                raise StoreCorrupt(f"the database in {path} has no table {name}") from exc
+        try:
+            self._handles = open_tables(self._env, tables, readonly=readonly)
+        except StoreCorrupt:
+            self._env.close()
+            raise
         self._layers = {name: _Layer() for name in tables}
         self._in_flight: Batch | None = None
         self._txn: lmdb.Transaction | None = None
@@ -317,12 +315,26 @@ class Database:
         remove_rewritten(rewritten)
         names = list(self._handles)
         self._env = open_environment(self._path, len(names), map_size, readonly=readonly, readahead=self._readahead)
-        self._handles = {name: self._env.open_db(name.encode(), create=not readonly) for name in names}
+        self._handles = open_tables(self._env, names, readonly=readonly)
 
     def close(self) -> None:
         """Close; changes that were not written are lost."""
         self.refresh()
         self._env.close()
+
+
+def open_tables(env: lmdb.Environment, names: Sequence[TableName], *, readonly: bool) -> dict[TableName, Any]:
+    """Handles of the tables, which are made if they are missing; all in one transaction, since each waits for the disk.
+    With *readonly* raises StoreCorrupt instead.
+    """
+    handles = {}
+    with env.begin(write=not readonly) as txn:
+        for name in names:
+            try:
+                handles[name] = env.open_db(name.encode(), txn=txn, create=not readonly)
+            except lmdb.NotFoundError as exc:
+                raise StoreCorrupt(f"the database in {env.path()} has no table {name}") from exc
+    return handles
 
 
 def _copy_table(source: lmdb.Transaction, handle: Any, fresh: lmdb.Environment, target: Any) -> None:
