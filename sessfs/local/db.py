@@ -328,7 +328,8 @@ def open_tables(env: lmdb.Environment, names: Sequence[TableName], *, readonly: 
     With *readonly* raises StoreCorrupt instead.
     """
     handles = {}
-    with env.begin(write=not readonly) as txn:
+    # A handle from a transaction for reading is lost with it: py-lmdb keeps such transactions to use them again.
+    with contextlib.nullcontext() if readonly else env.begin(write=True) as txn:
         for name in names:
             try:
                 handles[name] = env.open_db(name.encode(), txn=txn, create=not readonly)

@@ -7,28 +7,19 @@ session of its own, with a nice value of its own.
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 from typing import Final
 
 NICE: Final = 15
-"""A thirtieth of what another session has that wants all, and what nobody wants. Who waits longer gets more: see
-`set_share`.
-"""
+"""A thirtieth of what another session has that wants all, and what nobody wants."""
 
 
-def give_way() -> None:
-    """Have what belongs to other sessions go before this process, which begins one of its own. Called at its start."""
-    os.nice(NICE)
-    with contextlib.suppress(PermissionError):  # it was started as the leader of a group, by hand
-        os.setsid()
-        set_share(os.getpid(), is_urgent=False)
-
-
-def set_share(pid: int, *, is_urgent: bool) -> None:
-    """Give the session of *pid* the share of any other, or the small one. Does nothing where Linux does not schedule by
-    session, for a process that is gone, and for the tenth of a second after such a call of another user but root.
+def set_share(pid: int, *, is_urgent: bool) -> bool:
+    """Give the session of *pid* the share of any other, or the small one. False when that can't be: Linux does not
+    schedule by session, the process is gone, or such a call of a user but root is less than a tenth of a second ago.
     """
-    with contextlib.suppress(OSError):
+    try:
         Path(f"/proc/{pid}/autogroup").write_text("0\n" if is_urgent else f"{NICE}\n")
+    except OSError:
+        return False
+    return True

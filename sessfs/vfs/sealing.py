@@ -74,21 +74,34 @@ class SealProcessClient:
         self.lost_count = False
         """True once the process ended in the middle of a request: it may have stored what nobody asks for."""
         self._lock = trio.Lock()
+        self._hurries = 0
+        self._is_urgent = True
 
     async def start(self) -> None:
         """Start the process if it isn't running."""
         if self._process is not None and self._process.poll() is None:
             return
         self._process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "sessfs.vfs.sealworker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
+            [sys.executable, "-m", "sessfs.vfs.sealworker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            start_new_session=True,
         )
         assert self._process.stdin is not None
+        self._is_urgent = True
+        self._give_share()
         await self._process.stdin.send_all(encode_message(self._hello))
 
     async def call(self, request: Task, on_late: Callable[[Reply], None] = lambda reply: None) -> Reply:
         """The answer to *request*. Raises LocalStoreError when the process could not do it, or ended. When cancelled,
         the answer is waited for a little longer, and goes to *on_late*.
         """
+        # Until fetched frames are stored, what is read of them may have to be fetched again: a Chrome waits.
+        with self._hurrying() if isinstance(request, StoreRequest) else contextlib.nullcontext():
+            return await self._call(request, on_late)
+
+    async def _call(self, request: Task, on_late: Callable[[Reply], None]) -> Reply:
         async with self._lock:
             await self.start()
             process = self._process
@@ -141,11 +154,24 @@ class SealProcessClient:
         assert process.stdout is not None
         with trio.move_on_after(GIVE_WAY_S):
             return await self._receive(process.stdout)
-        priority.set_share(process.pid, is_urgent=True)
-        try:
+        with self._hurrying():
             return await self._receive(process.stdout)
+
+    @contextlib.contextmanager
+    def _hurrying(self) -> Iterator[None]:
+        """The process has its full share of the CPUs meanwhile."""
+        self._hurries += 1
+        self._give_share()
+        try:
+            yield
         finally:
-            priority.set_share(process.pid, is_urgent=False)
+            self._hurries -= 1
+            self._give_share()
+
+    def _give_share(self) -> None:
+        is_urgent, pid = self._hurries > 0, self.pid
+        if pid is not None and is_urgent != self._is_urgent and priority.set_share(pid, is_urgent=is_urgent):
+            self._is_urgent = is_urgent
 
     async def _receive(self, stream: trio.abc.ReceiveStream) -> bytes:
         buf = self._buffer

@@ -17,9 +17,9 @@ from sessfs.local.chunkwriter import ChunkWriter
 from sessfs.local.db import Database
 from sessfs.local.memory import bound_heap
 from sessfs.types import ChunkId
-from sessfs.vfs import priority
 from sessfs.vfs.cutting import RangeCutter
 from sessfs.vfs.ingestwork import IngestWork
+from sessfs.vfs.priority import NICE
 from sessfs.vfs.sealjobs import (
     CompareRequest,
     DropRequest,
@@ -117,7 +117,7 @@ def main() -> None:
     """Serve requests until the input ends. An error of the store is answered, then the process ends: what it has in
     memory can't be trusted to match the disk.
     """
-    priority.give_way()
+    os.nice(NICE)
     bound_heap()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     source, target = sys.stdin.buffer, sys.stdout.buffer

@@ -75,14 +75,7 @@ async def test_sealing_lets_others_go_first_until_it_takes_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By session, since Linux gives each session an equal share, whatever the nice values in it."""
-    shares: list[bool] = []
-    set_share = priority.set_share
-
-    def note(pid: int, *, is_urgent: bool) -> None:
-        set_share(pid, is_urgent=is_urgent)
-        shares.append(is_urgent)
-
-    monkeypatch.setattr(priority, "set_share", note)
+    shares = note_shares(monkeypatch)
     async with open_box(tmp_path / "state") as box, trio.open_nursery() as nursery:
         box.mkdir(b"s")
         await box.write(b"s/f", noise(1, 100_000))
@@ -92,17 +85,53 @@ async def test_sealing_lets_others_go_first_until_it_takes_long(
         assert os.getsid(pid) == pid
         assert os.getpriority(os.PRIO_PROCESS, pid) == priority.NICE
         assert autogroup(pid) in (f"nice {priority.NICE}", None)
-        assert shares == []
+        assert shares == [False]
         monkeypatch.setattr(sealing, "GIVE_WAY_S", 0.01)
         os.kill(pid, signal.SIGSTOP)
         await box.write(b"s/f", noise(2, 100_000))
         nursery.start_soon(box.seal)
-        await wait_until(lambda: shares == [True])
+        await wait_until(lambda: shares == [False, True])
         assert autogroup(pid) in ("nice 0", None)
         os.kill(pid, signal.SIGCONT)
-        await wait_until(lambda: shares == [True, False])
+        await wait_until(lambda: shares == [False, True, False])
         assert autogroup(pid) in (f"nice {priority.NICE}", None)
     assert_clean(tmp_path / "state")
+
+
+async def test_storing_fetched_frames_makes_the_seal_before_it_hurry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = note_shares(monkeypatch)
+    async with open_box(tmp_path / "state") as box, trio.open_nursery() as nursery:
+        box.mkdir(b"s")
+        await box.write(b"s/f", noise(1, 100_000))
+        await box.seal()
+        pid = box.volume.seal_pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        await box.write(b"s/f", noise(2, 100_000))
+        nursery.start_soon(box.seal)
+        await trio.testing.wait_all_tasks_blocked()
+        assert shares == [False]
+        nursery.start_soon(box.volume.sealer.store_frames, [], [])
+        await wait_until(lambda: shares == [False, True])
+        os.kill(pid, signal.SIGCONT)
+        await wait_until(lambda: shares == [False, True, False])
+    assert_clean(tmp_path / "state")
+
+
+def note_shares(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the seal process was to be urgent, each time that it was said."""
+    shares: list[bool] = []
+    set_share = priority.set_share
+
+    def note(pid: int, *, is_urgent: bool) -> bool:
+        shares.append(is_urgent)
+        set_share(pid, is_urgent=is_urgent)
+        return True
+
+    monkeypatch.setattr(priority, "set_share", note)
+    return shares
 
 
 def autogroup(pid: int) -> str | None:
