@@ -97,11 +97,6 @@ class SealProcessClient:
         """The answer to *request*. Raises LocalStoreError when the process could not do it, or ended. When cancelled,
         the answer is waited for a little longer, and goes to *on_late*.
         """
-        # Until fetched frames are stored, what is read of them may have to be fetched again: a Chrome waits.
-        with self._hurrying() if isinstance(request, StoreRequest) else contextlib.nullcontext():
-            return await self._call(request, on_late)
-
-    async def _call(self, request: Task, on_late: Callable[[Reply], None]) -> Reply:
         async with self._lock:
             await self.start()
             process = self._process
@@ -154,12 +149,12 @@ class SealProcessClient:
         assert process.stdout is not None
         with trio.move_on_after(GIVE_WAY_S):
             return await self._receive(process.stdout)
-        with self._hurrying():
+        with self.hurrying():
             return await self._receive(process.stdout)
 
     @contextlib.contextmanager
-    def _hurrying(self) -> Iterator[None]:
-        """The process has its full share of the CPUs meanwhile."""
+    def hurrying(self) -> Iterator[None]:
+        """The process has its full share of the CPUs meanwhile, whatever it is at."""
         self._hurries += 1
         self._give_share()
         try:
@@ -420,13 +415,18 @@ class Sealer:
             [FetchedFrame(record, [bytes(cid) for cid in ids]) for record, ids in frames],
             [bytes(cid) for cid in damaged],
         )
-        async with self._busy:
-            try:
-                await self._request(request)
-            finally:
-                # What wanted them may have gone while they were on their way.
-                gone = [cid for _, ids in frames for cid in ids if not self._references.is_held(cid)]
-                self._references.note_unused(gone)
+        # Until they are stored, what is read of them may have to be fetched again, and a Chrome waits.
+        with self._client.hurrying():
+            async with self._busy:
+                await self._store(request, frames)
+
+    async def _store(self, request: StoreRequest, frames: Sequence[tuple[bytes, Sequence[ChunkId]]]) -> None:
+        try:
+            await self._request(request)
+        finally:
+            # What wanted them may have gone while they were on their way.
+            gone = [cid for _, ids in frames for cid in ids if not self._references.is_held(cid)]
+            self._references.note_unused(gone)
 
     async def ingest(self, request: IngestRequest) -> Reply:
         """Gather chunks of files outside; those of the recipes that come back are pinned for the caller to unpin, and
