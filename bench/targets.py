@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -36,11 +37,20 @@ def is_mounted(path: Path) -> bool:
 def _run(command: Sequence[str], timeout_s: float) -> str:
     """Run to the end and return what it printed. Through files: a daemon that keeps a pipe open would block us here."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=timeout_s, env=_env())
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=_env())
+        # Popen.wait with a timeout looks every 50 ms.
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            if not select.select([pidfd], [], [], timeout_s)[0]:
+                process.kill()
+                raise BenchError(f"{' '.join(command)} took longer than {timeout_s:g} s")
+        finally:
+            os.close(pidfd)
+            code = process.wait()
         out.seek(0)
         err.seek(0)
-        if done.returncode != 0:
-            raise BenchError(f"{' '.join(command)} ended with {done.returncode}: {err.read()}")
+        if code != 0:
+            raise BenchError(f"{' '.join(command)} ended with {code}: {err.read()}")
         return out.read()
 
 
