@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sessfs.errors import LocalStoreError, StoreCorrupt
+from sessfs.local.chunkstore import FRAME_COUNT, FRAME_ENTRY, FRAME_KEY, FRAMES, find_place
 from sessfs.types import ROOT_INO
 from sessfs.vfs import fileio
 from tests.support.faultystore import FaultyStore
@@ -371,6 +372,51 @@ async def test_writeback_one_damaged_session_does_not_hold_up_the_others(tmp_pat
         await machine.write(b"hurt/f", noise(9, 100_000))
         await machine.publish()
         assert set(await restored(tmp_path / "b2", copy_of(store))) == {b"good", b"well", b"hurt"}
+
+
+def damage_frame(machine: Machine, path: bytes, at: int) -> None:
+    """Flip a bit of the record of the frame that holds the file's first chunk, as the daemon reads it."""
+    reader = machine.volume.reader
+    first = next(machine.volume.inodes.load_recipe(machine.get(path)).iter_chunks())
+    place = find_place(reader._db, first)
+    assert place is not None
+    key = FRAME_KEY.pack(place.frame)
+    record = bytearray(reader._db.get(FRAMES, key) or b"")
+    record[at] ^= 1
+    reader._db.put(FRAMES, key, bytes(record))
+
+
+@pytest.mark.parametrize(
+    "at",
+    [FRAME_COUNT.size, FRAME_COUNT.size + FRAME_ENTRY.size, FRAME_COUNT.size + 2 * FRAME_ENTRY.size],
+    ids=["first", "second", "third"],
+)
+async def test_writeback_chunks_of_a_frame_with_a_damaged_list_are_uploaded_all_the_same(
+    tmp_path: Path, at: int
+) -> None:
+    """The index still finds each of them, and what is uploaded lists what it has."""
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store) as machine:
+        machine.mkdir(b"s")
+        await machine.write(b"s/f", noise(1, 400_000))
+        await machine.seal()
+        before = await machine.snapshots()
+        damage_frame(machine, b"s/f", at)
+        await machine.publish()
+    assert await restored(tmp_path / "b", store) == before
+
+
+async def test_writeback_a_chunk_that_is_not_sound_is_not_uploaded(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store, release=False) as machine:
+        for user in (b"good", b"hurt"):
+            machine.mkdir(user)
+            await machine.write(user + b"/f", noise(user[0], 400_000))
+            await machine.seal()
+        damage_frame(machine, b"hurt/f", -5)
+        with pytest.raises(StoreCorrupt, match="hurt"):
+            await machine.publish()
+        assert set(await restored(tmp_path / "b", copy_of(store))) == {b"good"}
 
 
 SESSIONS = [b"s0", b"s1", b"s2"]
