@@ -31,7 +31,7 @@ MIB: Final = 1 << 20
 INTERVAL_S: Final = 2
 SEAL_IDLE_S: Final = 1
 FILE_MIB: Final = 4
-AHEAD_BYTES: Final = 384 * MIB
+AHEAD_BYTES: Final = 128 * MIB
 """The load stops writing while about so much of what it wrote is not in the remote yet."""
 FILES_MAX: Final = 300
 """Then the oldest is deleted, or the disk would be full before the end."""

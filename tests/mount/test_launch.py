@@ -105,6 +105,14 @@ def test_a_daemon_that_nobody_needs_ends(tmp_path: Path) -> None:
     os.close(read_end)
 
 
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_mount_by_a_command_without_standard_descriptors_logs_as_any(settings: Settings, closed: str) -> None:
+    script = f'exec "$@" {closed}'
+    command = [sys.executable, "-m", "sessfs.cli.entry", "mount", settings.mountpoint, "--state", settings.state_dir]
+    subprocess.run(["sh", "-c", script, "sh", *command], timeout=60, check=True)
+    assert "mounted" in (settings.state_dir / "sessfs.log").read_text()
+
+
 @pytest.mark.parametrize("arguments", [["--nonsense"], ["--help"], [], ["-f"]])
 def test_no_daemon_is_left_by_a_mount_that_was_not_meant(arguments: list[str], tmp_path: Path) -> None:
     """Daemons inherit their command's environment, by which this one's would be known."""
