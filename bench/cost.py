@@ -78,8 +78,9 @@ def load() -> Measured:
     """The measured figures. Raises KeyError when the last run did not measure them."""
     results: dict[str, Any] = json.loads(RESULTS.read_text())
     medians = {row["key"]: row["medians"].get("sessfs") for row in results["rows"]}
-    keys = ("sent_first", "sent_second", "sent_restart", "sent_puts", "empty_gets")
-    return Measured(*(medians[key] for key in keys))
+    # In which of its first two restarts a LevelDB compacts its tables, and most is sent, is chance.
+    restart = (medians["sent_restart1"] + medians["sent_restart"]) / 2
+    return Measured(medians["sent_first"], medians["sent_second"], restart, medians["sent_puts"], medians["empty_gets"])
 
 
 def node_puts(measured: Measured, *, busy: bool) -> float:
@@ -148,7 +149,7 @@ def _prices() -> str:
             " they are counted.",
             f"- A month has {DAYS} days. A node runs {USERS_PER_NODE} users. Something changes in every interval,"
             " day and night: the dearest case.",
-            f"- A user is busy {BURSTS_A_DAY} times a day, each time changing what a later restart with 300 new records"
+            f"- A user is busy {BURSTS_A_DAY} times a day, each time changing what a restart with 300 new records"
             f" changes; bytes so replaced stay in the bucket for {GRACE_DAYS} days, until they are collected.",
             f"- A user moves to another node {MOVES_A_MONTH} times a month (deploys): the GETs measured, and one PUT.",
             f"- tar.gz and plain disks: {TAR_MB:.0f} MB and {PROFILE_MB:.0f} MB a user, from six real profiles."
@@ -198,7 +199,7 @@ Publishing swaps the node's state, which is a heartbeat, too: it takes the place
 | --- | ---: |
 | the first user's first life, MB | {measured.first_mb:.1f} |
 | another user's first life, MB | {measured.further_mb:.1f} |
-| a later restart with 300 new records, MB | {measured.burst_mb:.2f} |
+| a restart with 300 new records, mean of a user's first two, MB | {measured.burst_mb:.2f} |
 | PUTs of an interval in which two sessions changed | {measured.puts_an_interval:.0f} |
 | GETs of a user's Chrome on an empty machine, with the mount's own | {measured.gets_a_move:.0f} |
 
