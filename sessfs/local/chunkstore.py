@@ -99,6 +99,22 @@ def find_place(db: Database, cid: ChunkId) -> Place | None:
     return Place(FrameNo(frame), offset, length)
 
 
+def sound_chunks(key: bytes, codec: FrameCodec, record: bytes) -> list[ChunkId]:
+    """The chunks that *record* lists and really has, each once; empty when it can't be read at all."""
+    sound: dict[ChunkId, None] = {}
+    try:
+        entries, payload = decode_frame_record(record)
+        plain = codec.view(payload)
+    except StoreCorrupt:
+        return []
+    offset = 0
+    for cid, length in entries:
+        if chunk_id(key, plain[offset : offset + length]) == cid:
+            sound[cid] = None
+        offset += length
+    return list(sound)
+
+
 class FrameChecker:
     """Holds frame records against the names in them, as whoever gets a record will. One per thread."""
 
@@ -107,19 +123,8 @@ class FrameChecker:
         self._codec = FrameCodec()
 
     def sound_chunks(self, record: bytes) -> list[ChunkId]:
-        """The chunks that *record* lists and really has, each once; empty when it can't be read at all."""
-        sound: dict[ChunkId, None] = {}
-        try:
-            entries, payload = decode_frame_record(record)
-            plain = self._codec.view(payload)
-        except StoreCorrupt:
-            return []
-        offset = 0
-        for cid, length in entries:
-            if chunk_id(self._key, plain[offset : offset + length]) == cid:
-                sound[cid] = None
-            offset += length
-        return list(sound)
+        """See the function of this name."""
+        return sound_chunks(self._key, self._codec, record)
 
 
 class ChunkReader:

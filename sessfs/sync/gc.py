@@ -39,6 +39,7 @@ from sessfs.sync import gc_marks, remote_index
 from sessfs.sync.gc_live import Liveness, is_over
 from sessfs.sync.gc_marks import MARK_PREFIX, MARK_VERSION, RETIRED_S, Mark
 from sessfs.sync.remote_index import Root
+from sessfs.sync.upload import Numbering
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -58,20 +59,8 @@ MARK_KEEP_S = 86400.0
 DELETE_BATCH = 1000
 
 
-class Holding(Protocol):
+class Holding(Numbering, Protocol):
     """The node that holds the prefix, when the run is its own."""
-
-    @property
-    def name(self) -> str:
-        """See Publisher."""
-
-    @property
-    def incarnation(self) -> int:
-        """See Publisher."""
-
-    @property
-    def last_segment(self) -> int:
-        """See Publisher."""
 
     def release_segments(self, segments: Collection[SegmentRef]) -> set[SegmentRef]:
         """Forget the places of chunks in *segments* that no recipe, pin or upload under way holds; return those

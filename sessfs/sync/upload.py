@@ -21,7 +21,7 @@ SEGMENT_BYTES = 32 << 20
 
 
 class Numbering(Protocol):
-    """Whose segments they are."""
+    """Whose segments they are, and how far their numbers go."""
 
     @property
     def name(self) -> str:

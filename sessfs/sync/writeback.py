@@ -22,7 +22,7 @@ from sessfs.local.chunkstore import listed_chunks
 from sessfs.local.places import Outbox, Published
 from sessfs.sync.cutting import Cutter, Round
 from sessfs.sync.snapshot import Draft, FrozenT
-from sessfs.sync.upload import Upload
+from sessfs.sync.upload import Numbering, Upload
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
@@ -43,20 +43,8 @@ POLL_S = 0.25
 RETRY_S = 5.0
 
 
-class Publisher(Protocol):
+class Publisher(Numbering, Protocol):
     """The node's identity in the remote: gives segment numbers, and makes segments count."""
-
-    @property
-    def name(self) -> str:
-        """The node's name in the remote."""
-
-    @property
-    def incarnation(self) -> int:
-        """The count of its starts."""
-
-    @property
-    def last_segment(self) -> int:
-        """The last segment that counts."""
 
     async def announce(self, name: bytes) -> None:
         """Make the object of a session that was never published before; fine when it is there."""

@@ -13,11 +13,10 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from sessfs.errors import StoreCorrupt
-from sessfs.format.chunk import FRAME_TARGET_BYTES, FrameCodec, chunk_id, verify_chunk
+from sessfs.format.chunk import FRAME_TARGET_BYTES, FrameCodec, chunk_id
 from sessfs.format.likeness import Likeness
 from sessfs.format.recipe import Recipe
-from sessfs.local.chunkstore import FRAME_KEY, FRAMES, decode_frame_record, find_place
+from sessfs.local.chunkstore import FRAME_KEY, FRAMES, find_place, sound_chunks
 from sessfs.types import ChunkId, FrameNo
 from sessfs.vfs.cutting import WINDOW_BYTES
 from sessfs.vfs.sealjobs import Reply, SealedFile, SourceStamp
@@ -265,19 +264,8 @@ class IngestWork:
 
     def _sound_chunks(self, record: bytes) -> list[ChunkId]:
         """The chunks of a frame record that match their names."""
-        sound = []
         codec = self._codecs.get()
         try:
-            entries, payload = decode_frame_record(record)
-            plain = codec.view(payload)
-            offset = 0
-            for cid, length in entries:
-                with contextlib.suppress(StoreCorrupt):
-                    verify_chunk(self._key, cid, plain[offset : offset + length])
-                    sound.append(cid)
-                offset += length
-        except StoreCorrupt:
-            pass
+            return sound_chunks(self._key, codec, record)
         finally:
             self._codecs.put(codec)
-        return sound

@@ -77,19 +77,13 @@ async def test_sealing_lets_others_go_first_until_it_takes_long(
     """By session, since Linux gives each session an equal share, whatever the nice values in it."""
     shares = note_shares(monkeypatch)
     async with open_box(tmp_path / "state") as box, trio.open_nursery() as nursery:
-        box.mkdir(b"s")
-        await box.write(b"s/f", noise(1, 100_000))
-        await box.seal()
-        pid = box.volume.seal_pid
-        assert pid is not None
+        pid = await sealing_pid(box)
         assert os.getsid(pid) == pid
         assert os.getpriority(os.PRIO_PROCESS, pid) == priority.NICE
         assert autogroup(pid) in (f"nice {priority.NICE}", None)
         assert shares == [False]
         monkeypatch.setattr(sealing, "GIVE_WAY_S", 0.01)
-        os.kill(pid, signal.SIGSTOP)
-        await box.write(b"s/f", noise(2, 100_000))
-        nursery.start_soon(box.seal)
+        await hold_up_a_seal(box, pid, nursery)
         await wait_until(lambda: shares == [False, True])
         assert autogroup(pid) in ("nice 0", None)
         os.kill(pid, signal.SIGCONT)
@@ -103,14 +97,8 @@ async def test_storing_fetched_frames_makes_the_seal_before_it_hurry(
 ) -> None:
     shares = note_shares(monkeypatch)
     async with open_box(tmp_path / "state") as box, trio.open_nursery() as nursery:
-        box.mkdir(b"s")
-        await box.write(b"s/f", noise(1, 100_000))
-        await box.seal()
-        pid = box.volume.seal_pid
-        assert pid is not None
-        os.kill(pid, signal.SIGSTOP)
-        await box.write(b"s/f", noise(2, 100_000))
-        nursery.start_soon(box.seal)
+        pid = await sealing_pid(box)
+        await hold_up_a_seal(box, pid, nursery)
         await trio.testing.wait_all_tasks_blocked()
         assert shares == [False]
         nursery.start_soon(box.volume.sealer.store_frames, [], [])
@@ -118,6 +106,22 @@ async def test_storing_fetched_frames_makes_the_seal_before_it_hurry(
         os.kill(pid, signal.SIGCONT)
         await wait_until(lambda: shares == [False, True, False])
     assert_clean(tmp_path / "state")
+
+
+async def sealing_pid(box: Box) -> int:
+    """The seal process, which has sealed a file."""
+    box.mkdir(b"s")
+    await box.write(b"s/f", noise(1, 100_000))
+    await box.seal()
+    assert box.volume.seal_pid is not None
+    return box.volume.seal_pid
+
+
+async def hold_up_a_seal(box: Box, pid: int, nursery: trio.Nursery) -> None:
+    """Stop the seal process, and have it asked to seal."""
+    os.kill(pid, signal.SIGSTOP)
+    await box.write(b"s/f", noise(2, 100_000))
+    nursery.start_soon(box.seal)
 
 
 def note_shares(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
