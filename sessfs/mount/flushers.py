@@ -16,6 +16,8 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Answer = Callable[[Exception | None], None]
+
 THREADS: Final = 8
 """Flushes that are under way at once share the disk's journal commit."""
 
@@ -29,24 +31,44 @@ class Flush(NamedTuple):
     done: Callable[[BaseException | None], None]
 
 
+class _Flusher:
+    """One thread, which sleeps until it is given a job; None ends it. Each has a queue of its own: of several threads
+    that wait at one, the first to be woken wakes the next for nothing, which takes as long as a small request.
+    """
+
+    def __init__(self, pool: Flushers, number: int) -> None:
+        self.jobs: SimpleQueue[tuple[Flush, Answer] | None] = SimpleQueue()
+        self.thread = threading.Thread(target=pool.work, args=(self,), name=f"flush {number}", daemon=True)
+        self.thread.start()
+
+
 class Flushers:
     """The threads, started when they are first needed, and what they have done."""
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Flush, Callable[[Exception | None], None]] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        """Held to change _idle and _backlog, of which one is empty."""
+        self._idle: list[_Flusher] = []
+        """The last to have fallen asleep is the first to be woken: what it needs is still in the CPU's caches."""
+        self._backlog: deque[tuple[Flush, Answer]] = deque()
         self._done: deque[tuple[Flush, Exception | None]] = deque()
-        self._threads: list[threading.Thread] = []
+        self._flushers: list[_Flusher] = []
         self._busy = 0
         self._token = trio.lowlevel.current_trio_token()
 
-    def submit(self, flush: Flush, answer: Callable[[Exception | None], None]) -> None:
+    def submit(self, flush: Flush, answer: Answer) -> None:
         """Have *flush* worked off; *answer* is called in its thread with the error, None for success."""
         self._busy += 1
-        if self._busy > len(self._threads) and len(self._threads) < THREADS:
-            thread = threading.Thread(target=self._run, name=f"flush {len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
-        self._jobs.put((flush, answer))
+        with self._lock:
+            if self._idle:
+                flusher = self._idle.pop()
+            elif len(self._flushers) < THREADS:
+                flusher = _Flusher(self, len(self._flushers))
+                self._flushers.append(flusher)
+            else:
+                self._backlog.append((flush, answer))
+                return
+        flusher.jobs.put((flush, answer))
 
     @property
     def is_busy(self) -> bool:
@@ -61,22 +83,30 @@ class Flushers:
             flush.done(error)
 
     def close(self) -> None:
-        """Have the threads end, each after what it is at, and take in what they did."""
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
+        """Have the threads end, each after what is still to be flushed, and take in what they did."""
+        for flusher in self._flushers:
+            flusher.jobs.put(None)
+        for flusher in self._flushers:
+            flusher.thread.join()
         self.settle()
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            flush, answer = job
-            error: Exception | None = None
-            try:
-                flush.work()
-            except Exception as exc:
-                error = exc
-            self._done.append((flush, error))
-            answer(error)
-            if error is not None:
-                self._token.run_sync_soon(self.settle, idempotent=True)
+    def work(self, flusher: _Flusher) -> None:
+        """The life of a flusher's thread."""
+        while (job := flusher.jobs.get()) is not None:
+            while job is not None:
+                self._flush(*job)
+                with self._lock:
+                    job = self._backlog.popleft() if self._backlog else None
+                    if job is None:
+                        self._idle.append(flusher)
+
+    def _flush(self, flush: Flush, answer: Answer) -> None:
+        error: Exception | None = None
+        try:
+            flush.work()
+        except Exception as exc:
+            error = exc
+        self._done.append((flush, error))
+        answer(error)
+        if error is not None:
+            self._token.run_sync_soon(self.settle, idempotent=True)

@@ -42,7 +42,12 @@ class _Outcome:
     def __init__(self) -> None:
         self.done = trio.Event()
         self.error: LocalStoreError | None = None
-        self.waiters = 0
+
+    async def wait(self) -> None:
+        """Return once it is known; raises LocalStoreError if the commit failed."""
+        await self.done.wait()
+        if self.error is not None:
+            raise LocalStoreError(str(self.error)) from self.error
 
 
 class Committer:
@@ -75,17 +80,16 @@ class Committer:
         """Held while a batch is written; whoever else holds it keeps commits waiting."""
         self.is_busy = False
         """True while a batch is on its way: what it holds is not durable yet."""
+        self._on_its_way: _Outcome | None = None
+        """Of the batch that is being written, if it holds more than sizes and times, which the hot files have, too."""
 
     async def commit(self) -> None:
         """Return once everything acknowledged before the call is durable. Raises LocalStoreError when it can't be made
         so; it stays in memory and is tried again.
         """
         outcome = self._next
-        outcome.waiters += 1
         self._asked.set()
-        await outcome.done.wait()
-        if outcome.error is not None:
-            raise LocalStoreError(str(outcome.error)) from outcome.error
+        await outcome.wait()
 
     def needs_sync(self, inode: Inode) -> bool:
         """True when the file's data, or anything acknowledged before, may not be durable yet."""
@@ -94,20 +98,32 @@ class Committer:
     @property
     def needs_commit(self) -> bool:
         """True when flushing a hot file alone does not make it durable: the last batch may not name it."""
-        return self.is_busy or self._inodes.is_hard_dirty or self._meta.is_dirty
+        return self._on_its_way is not None or self._must_cut
+
+    @property
+    def _must_cut(self) -> bool:
+        """True when there is something that is in no batch yet and that only a batch makes durable."""
+        return self._inodes.is_hard_dirty or self._meta.is_dirty
 
     async def sync_file(self, inode: Inode) -> None:
         """Return once the file's data, and everything acknowledged before, is durable. Raises LocalStoreError.
 
         Where nothing but sizes and times changed since the last commit, flushing the hot file is enough: the last batch
-        names it, and after a crash the inode takes its length over. That is one flush of the disk, not three.
+        names it, and after a crash the inode takes its length over. That is one flush of the disk, not three. Where all
+        else is in a batch that is being written, flushing beside it is enough: were each sync that comes meanwhile to
+        ask for a batch of its own, writers that sync all the time would never be without one.
         """
-        if self.needs_commit:
+        if self._must_cut:
             self._awaited[inode.ino] = inode
             await self.commit()
             return
-        if not self.needs_sync(inode):
-            return
+        on_its_way = self._on_its_way
+        if inode.hot_no and inode.unsynced:
+            await self._flush_alone(inode)
+        if on_its_way is not None:
+            await on_its_way.wait()
+
+    async def _flush_alone(self, inode: Inode) -> None:
         flush, done = self.start_flush(inode)
         try:
             await trio.to_thread.run_sync(flush)
@@ -143,7 +159,7 @@ class Committer:
             self.is_busy = True
             try:
                 async with self.writing:
-                    await self._commit_once()
+                    await self._commit_once(outcome)
                 self.failed = None
             except LocalStoreError as exc:
                 if self.failed is None:
@@ -151,11 +167,12 @@ class Committer:
                 outcome.error = self.failed = exc
             finally:
                 self.is_busy = False
+                self._on_its_way = None
                 outcome.done.set()
             if self.failed is not None:
                 await trio.sleep(RETRY_S)
 
-    async def _commit_once(self) -> None:
+    async def _commit_once(self, outcome: _Outcome) -> None:
         ordered = self._fileio.take_ordered()
         beside = [inode for inode in self._awaited.values() if inode.unsynced and inode.hot_no]
         try:
@@ -166,6 +183,7 @@ class Committer:
         self._awaited.clear()
         versions = [inode.version for inode in beside]
         retired = self._fileio.retirement.take()
+        self._on_its_way = outcome if self._must_cut or ordered else None
         self._inodes.encode_dirty()
         self._references.cut()
         batch = self._meta.cut()

@@ -14,7 +14,7 @@ import trio
 
 from sessfs.mount.boundary import changing, handler, in_task
 from sessfs.mount.calls import CALLS
-from sessfs.mount.flushers import Flush
+from sessfs.mount.flushers import THREADS, Flush
 from sessfs.mount.fusewire import FSYNC_IN, IN_HEADER, OUT_HEADER, RW_IN
 from sessfs.mount.loop import BURST, LARGE_BYTES, LARGE_MAX, RequestLoop
 
@@ -266,3 +266,29 @@ async def test_fsyncs_are_answered_by_threads_while_others_are_served() -> None:
         kernel.handlers.flushing.set()
         assert {await kernel.hear() for _ in range(3)} == {(unique, 0, b"") for unique in (1, 2, 3)}
     assert [type(error) for error in kernel.handlers.flushed].count(type(None)) == 3
+
+
+async def test_more_fsyncs_than_threads_are_each_answered_once() -> None:
+    n = 3 * THREADS
+    async with served() as kernel:
+        for _ in range(2):
+            for unique in range(n):
+                kernel.ask(FSYNC, unique, body=FSYNC_IN.pack(1, 0, 0))
+            kernel.ask(GETATTR, n)
+            assert (await kernel.hear())[0] == n
+            assert sum(thread.name.startswith("flush ") for thread in threading.enumerate()) <= THREADS
+            kernel.handlers.flushing.set()
+            assert {(await kernel.hear())[:2] for _ in range(n)} == {(unique, 0) for unique in range(n)}
+            kernel.handlers.flushing.clear()
+    assert kernel.handlers.flushed == [None] * 2 * n
+
+
+async def test_at_the_end_what_waits_for_a_thread_is_flushed() -> None:
+    n = 2 * THREADS
+    async with served() as kernel:
+        for unique in range(n):
+            kernel.ask(FSYNC, unique, body=FSYNC_IN.pack(1, 0, 0))
+        kernel.ask(GETATTR, n)
+        assert (await kernel.hear())[0] == n
+        kernel.handlers.flushing.set()
+    assert kernel.handlers.flushed == [None] * n

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sessfs.local.db import Batch
+    from sessfs.vfs.committer import Committer
 
 
 async def test_committer_shares_one_commit_among_all_that_wait(tmp_path: Path) -> None:
@@ -221,4 +222,86 @@ async def test_file_counts_as_flushed_only_when_it_is(
         assert number in flushed
         work()
         done(None)
+    assert_clean(tmp_path / "state")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_sync_beside_a_batch_flushes_and_waits_for_that_batch_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """All that was acknowledged is in the batch that is being written, so there is no need for another one."""
+    async with open_box(tmp_path / "state") as box:
+        committer = box.volume.committer
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"content")
+        await box.commit()
+        n_commits = committer.n_commits
+        write, is_writing, may_write = box.volume.meta.write_batch, threading.Event(), threading.Event()
+
+        def write_batch(batch: Batch) -> bool:
+            is_writing.set()
+            assert may_write.wait(10)
+            return _full() if fails else write(batch)
+
+        async def sync() -> None:
+            if fails:
+                with pytest.raises(LocalStoreError):
+                    await committer.sync_file(inode)
+            else:
+                await committer.sync_file(inode)
+            ended.append(may_write.is_set())
+
+        ended: list[bool] = []
+        monkeypatch.setattr(box.volume.meta, "write_batch", write_batch)
+        async with trio.open_nursery() as nursery:
+            box.create(b"s/another")
+            if fails:
+                nursery.start_soon(_expect_failure, committer)
+            else:
+                nursery.start_soon(committer.commit)
+            await trio.to_thread.run_sync(is_writing.wait)
+            await box.write(b"s/f", b"more", 7)
+            assert committer.needs_commit
+            nursery.start_soon(sync)
+            await wait_until(lambda: not inode.unsynced)
+            assert not ended
+            may_write.set()
+        assert ended == [True]
+        assert committer.n_commits == n_commits + (not fails)
+        monkeypatch.undo()
+        await box.commit()
+    assert_clean(tmp_path / "state")
+
+
+async def _expect_failure(committer: Committer) -> None:
+    with pytest.raises(LocalStoreError):
+        await committer.commit()
+
+
+async def test_batch_of_sizes_and_times_keeps_no_sync_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else writers that sync all the time make a batch for each sync: one that comes while another is written."""
+    async with open_box(tmp_path / "state") as box:
+        committer = box.volume.committer
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"content")
+        await box.commit()
+        await box.write(b"s/f", b"more", 7)
+        write, is_writing, may_write = box.volume.meta.write_batch, threading.Event(), threading.Event()
+
+        def write_batch(batch: Batch) -> bool:
+            is_writing.set()
+            assert may_write.wait(10)
+            return write(batch)
+
+        monkeypatch.setattr(box.volume.meta, "write_batch", write_batch)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(committer.commit)
+            await trio.to_thread.run_sync(is_writing.wait)
+            assert committer.is_busy
+            assert not committer.needs_commit
+            await committer.sync_file(inode)
+            assert not inode.unsynced
+            box.create(b"s/another")
+            assert committer.needs_commit
+            may_write.set()
     assert_clean(tmp_path / "state")
