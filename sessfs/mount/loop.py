@@ -37,7 +37,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 BUFFER_BYTES: Final = (1 << 20) + 65536
 """The largest request is a write of max_write bytes, 1 MiB, with its headers."""
-BURST: Final = 16
+BURST: Final = 64
+"""So many requests are served before other tasks get their turn, which takes as long as one or two requests,"""
+BURST_AWAITED: Final = 16
+"""and so many where a request waits for one of those tasks."""
+LARGE_WEIGHT: Final = 4
+"""As many requests a large one counts for, each time that it is taken up."""
 LARGE_BYTES: Final = 128 << 10
 LARGE_MAX: Final = 4
 """So many large requests are put off at most, each in a buffer of its own."""
@@ -140,10 +145,12 @@ class RequestLoop:
         last: a page that is written back can wait, and who looks at a file should not wait for a dozen of them.
         """
         self._flushers.settle()
-        for _ in range(BURST):
+        served = 0
+        while served < (BURST_AWAITED if self._waiting else BURST):
             size = self._read()
             if self._ended or (size == 0 and not self._large):
                 return
+            served += 1 if 0 < size < LARGE_BYTES else LARGE_WEIGHT
             if size == 0:
                 self._serve_large(nursery)
             elif size < LARGE_BYTES:
