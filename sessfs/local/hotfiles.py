@@ -37,6 +37,8 @@ class HotFiles:
         self._fds: dict[int, int] = {}
         self._names_made = self._names_synced = 0
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self._allocated: dict[int, int] = {}
+        """What `allocated_bytes` found, of hot files that were not written since."""
 
     def path(self, ino: Ino, number: int) -> Path:
         """Where the hot file lies."""
@@ -117,6 +119,7 @@ class HotFiles:
     def pwrite(self, ino: Ino, number: int, content: Buffer, offset: int) -> None:
         """Write all of *content* at *offset*; raises StoreFull when the disk is full."""
         fd = self.fd(ino, number)
+        self._allocated.pop(number, None)
         view = memoryview(content)
         try:
             while view:
@@ -128,6 +131,7 @@ class HotFiles:
 
     def truncate(self, ino: Ino, number: int, size_bytes: int) -> None:
         """Cut or extend with zeros."""
+        self._allocated.pop(number, None)
         try:
             os.ftruncate(self.fd(ino, number), size_bytes)
         except OSError as exc:
@@ -142,9 +146,16 @@ class HotFiles:
     def allocated_bytes(self, ino: Ino, number: int) -> int:
         """Bytes of disk that the hot file takes; does not open it, since this is asked of all of them at once."""
         fd = self._fds.get(number)
-        if fd is not None:
-            return os.fstat(fd).st_blocks * 512
-        return os.stat(f"{ino:x}.{number:x}", dir_fd=self._dir_fd).st_blocks * 512
+        found = os.stat(f"{ino:x}.{number:x}", dir_fd=self._dir_fd) if fd is None else os.fstat(fd)
+        self._allocated[number] = allocated = found.st_blocks * 512
+        return allocated
+
+    def last_allocated_bytes(self, ino: Ino, number: int) -> int:
+        """As `allocated_bytes`, looked at again only when the hot file was written since: the filesystem below may have
+        come to another figure by itself. Every answer with attributes has this.
+        """
+        found = self._allocated.get(number)
+        return self.allocated_bytes(ino, number) if found is None else found
 
     def duplicate(self, ino: Ino, number: int) -> int:
         """A descriptor of the caller's own, to be flushed by `sync` in a thread and closed by it."""
@@ -164,6 +175,7 @@ class HotFiles:
 
     def delete(self, ino: Ino, number: int) -> None:
         """Remove the hot file; one that is not there is fine."""
+        self._allocated.pop(number, None)
         fd = self._fds.pop(number, None)
         if fd is not None:
             os.close(fd)

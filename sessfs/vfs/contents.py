@@ -163,7 +163,7 @@ class Contents:
         """Bytes of content that are not holes, as `du` counts them (a hot file by what it takes on its disk)."""
         if not inode.hot_no:
             return inode.allocated
-        return self._hot.allocated_bytes(inode.ino, inode.hot_no) + total(inode.cold)
+        return self._hot.last_allocated_bytes(inode.ino, inode.hot_no) + total(inode.cold)
 
     def hot_bytes(self) -> int:
         """Bytes of disk that all hot files take."""

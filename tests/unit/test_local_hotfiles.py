@@ -84,6 +84,31 @@ def test_hotfiles_more_than_may_be_open(hot: HotFiles, monkeypatch: pytest.Monke
     assert hot.allocated_bytes(INO, 2) == hot.allocated_bytes(INO, 19) > 0
 
 
+def test_hotfiles_last_allocated_bytes_follow_each_change(hot: HotFiles) -> None:
+    def check() -> int:
+        last = hot.last_allocated_bytes(INO, 1)
+        assert last == hot.last_allocated_bytes(INO, 1) == hot.allocated_bytes(INO, 1)
+        return last
+
+    hot.create(INO, 1, 1 << 20)
+    assert check() == 0
+    hot.pwrite(INO, 1, bytes(100_000), 0)
+    assert check() >= 100_000
+    hot.pwrite(INO, 1, bytes(100_000), 500_000)
+    assert check() >= 200_000
+    hot.truncate(INO, 1, 4096)
+    assert check() < 100_000
+    hot.truncate(INO, 1, 0)
+    assert check() == 0
+    hot.pwrite(INO, 1, bytes(100_000), 0)
+    assert check() >= 100_000
+    hot.copy(INO, 1, 2)
+    assert hot.last_allocated_bytes(INO, 2) >= 100_000
+    hot.delete(INO, 1)
+    with pytest.raises(FileNotFoundError):
+        hot.last_allocated_bytes(INO, 1)
+
+
 def test_hotfiles_delete_is_final_and_repeatable(hot: HotFiles) -> None:
     hot.create(INO, 1, 0)
     hot.delete(INO, 1)
