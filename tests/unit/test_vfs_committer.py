@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from sessfs.local.db import Batch
     from sessfs.vfs.committer import Committer
+    from tests.support.volumes import Box
 
 
 async def test_committer_shares_one_commit_among_all_that_wait(tmp_path: Path) -> None:
@@ -236,12 +237,6 @@ async def test_sync_beside_a_batch_flushes_and_waits_for_that_batch_alone(
         inode = await box.write(b"s/f", b"content")
         await box.commit()
         n_commits = committer.n_commits
-        write, is_writing, may_write = box.volume.meta.write_batch, threading.Event(), threading.Event()
-
-        def write_batch(batch: Batch) -> bool:
-            is_writing.set()
-            assert may_write.wait(10)
-            return _full() if fails else write(batch)
 
         async def sync() -> None:
             if fails:
@@ -252,7 +247,7 @@ async def test_sync_beside_a_batch_flushes_and_waits_for_that_batch_alone(
             ended.append(may_write.is_set())
 
         ended: list[bool] = []
-        monkeypatch.setattr(box.volume.meta, "write_batch", write_batch)
+        is_writing, may_write = hold_up_batches(box, monkeypatch, fails=fails)
         async with trio.open_nursery() as nursery:
             box.create(b"s/another")
             if fails:
@@ -273,6 +268,21 @@ async def test_sync_beside_a_batch_flushes_and_waits_for_that_batch_alone(
     assert_clean(tmp_path / "state")
 
 
+def hold_up_batches(
+    box: Box, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> tuple[threading.Event, threading.Event]:
+    """Batches wait while they are being written: an event that one does, and one that lets them go on, or fail."""
+    write, is_writing, may_write = box.volume.meta.write_batch, threading.Event(), threading.Event()
+
+    def write_batch(batch: Batch) -> bool:
+        is_writing.set()
+        assert may_write.wait(10)
+        return _full() if fails else write(batch)
+
+    monkeypatch.setattr(box.volume.meta, "write_batch", write_batch)
+    return is_writing, may_write
+
+
 async def _expect_failure(committer: Committer) -> None:
     with pytest.raises(LocalStoreError):
         await committer.commit()
@@ -286,14 +296,7 @@ async def test_batch_of_sizes_and_times_keeps_no_sync_waiting(tmp_path: Path, mo
         inode = await box.write(b"s/f", b"content")
         await box.commit()
         await box.write(b"s/f", b"more", 7)
-        write, is_writing, may_write = box.volume.meta.write_batch, threading.Event(), threading.Event()
-
-        def write_batch(batch: Batch) -> bool:
-            is_writing.set()
-            assert may_write.wait(10)
-            return write(batch)
-
-        monkeypatch.setattr(box.volume.meta, "write_batch", write_batch)
+        is_writing, may_write = hold_up_batches(box, monkeypatch, fails=False)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(committer.commit)
             await trio.to_thread.run_sync(is_writing.wait)
