@@ -17,19 +17,23 @@ from sessfs.local.snapshots import Snapshot, SnapshotTable
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Set
 
 PLACES = TableName("places")
 SEGMENTS = TableName("segments")
 PUBLISHED = TableName("published")
 OUTBOX = TableName("outbox")
 STARTUP = TableName("startup")
-PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX, STARTUP)
+HELD = TableName("held")
+UNVERIFIED = TableName("unverified")
+PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX, STARTUP, HELD, UNVERIFIED)
 
 PLACE_RECORD = struct.Struct("<III")
 SEGMENT_KEY = struct.Struct(">I")
 SESSION_KEY = struct.Struct(">Q")
 OUTBOX_KEY = b"outbox"
+HELD_KEY = b"incarnation"
+INCARNATION = struct.Struct("<Q")
 
 
 class RemotePlace(NamedTuple):
@@ -82,6 +86,39 @@ class Places:
             node, number = msgspec.msgpack.decode(value, type=tuple[str, int])
             self._numbers[node, number] = SEGMENT_KEY.unpack(key)[0]
             self._segments[SEGMENT_KEY.unpack(key)[0]] = (node, number)
+        self._unverified = {Ino(SESSION_KEY.unpack(key)[0]) for key, _ in meta.scan(UNVERIFIED)}
+
+    # -- whether what is here is the latest
+
+    @property
+    def unverified(self) -> Set[Ino]:
+        """Sessions that another node may have published since they were: they must be held against the remote before
+        they are used, be it several starts later.
+        """
+        return self._unverified
+
+    def distrust(self, sessions: Iterable[Ino]) -> None:
+        """The sessions are unverified from here on."""
+        for session in sessions:
+            self._unverified.add(session)
+            self._meta.put(UNVERIFIED, SESSION_KEY.pack(session), b"")
+
+    def note_verified(self, session: Ino) -> None:
+        """The session was held against the remote; fine when that was done before."""
+        if session in self._unverified:
+            self._unverified.discard(session)
+            self._meta.delete(UNVERIFIED, SESSION_KEY.pack(session))
+
+    def held(self) -> int | None:
+        """The incarnation in which this node last held the prefix, all but the unverified sessions being the latest
+        then. None when it never did.
+        """
+        value = self._meta.get(HELD, HELD_KEY)
+        return None if value is None else int(INCARNATION.unpack(value)[0])
+
+    def set_held(self, incarnation: int) -> None:
+        """This node holds the prefix in that incarnation; what may not be the latest is unverified already."""
+        self._meta.put(HELD, HELD_KEY, INCARNATION.pack(incarnation))
 
     # -- chunks
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt, Unsynced
-from sessfs.local.reserved import is_view
 from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
 from sessfs.sync.evict import evict_when_full
 from sessfs.sync.history import History
 from sessfs.sync.keeping import Policy
+from sessfs.sync.opening import note_unpublished, take_in
 from sessfs.sync.restore import SessionDirectory, load_manifest
 from sessfs.sync.writeback import Writeback
 from sessfs.types import ROOT_INO, Ino
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 FLUSH_TIMEOUT_S = 20.0
 PREFETCH_POLL_S = 0.1
 RETRY_S = 5.0
+BEGIN_S = 20.0
+"""So long a publishing waits until it is known what was collected meanwhile."""
 PROGRESS_S = 0.25
 
 
@@ -82,6 +84,8 @@ class RemoteSide:
         self._asked: list[_Asked] = []
         self._ask = trio.Event()
         self._is_detached = False
+        self._may_publish = trio.Event()
+        """Set once it is known which segments this state may no longer rely on."""
         store = repository.remote.store
         self.sessions = SessionDirectory(
             volume.inodes,
@@ -110,7 +114,7 @@ class RemoteSide:
             volume.sealer,
             flush_kernel=self.flush_kernel,
             commit=volume.committer.commit,
-            prepare=self.sessions.verify_all,
+            prepare=self._prepare,
             clock_ns=time.time_ns,
             interval_s=settings.interval_s,
             done=self._note_done,
@@ -154,14 +158,7 @@ class RemoteSide:
         """Take the prefix, if the remote answers; a state that knows the remote is mounted without it. Raises
         RemoteHeld, RemoteUnsuitable and other errors that a person must mend, RemoteUnavailable for a new state.
         """
-        for name, dentry in list(self._volume.inodes.iter_dentries(ROOT_INO)):
-            session = dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO
-            published = self._volume.places.published(session)
-            if is_view(name):
-                continue
-            if published is None or (published.manifest is None and not published.stub):
-                log.info("%s was never published, or changed without the remote", name.decode(errors="replace"))
-                self._changes.note_whole(session)
+        note_unpublished(self._volume.inodes, self._volume.places, self._changes)
         fresh = not any(True for _ in self._volume.places.iter_published())
         try:
             node = await open_gate(self._repository, self._settings, self._gate, START_DEADLINE_S)
@@ -174,15 +171,7 @@ class RemoteSide:
 
     def _opened(self, node: Node) -> None:
         node.keeping.kept_of = self.history.kept_of
-        outbox = self._volume.places.outbox()
-        if outbox is not None:
-            # Also when another node came after: then it took over what this one's state names.
-            if node.last_segment >= outbox.last_segment:
-                self._volume.places.adopt(self._gate.name, outbox)
-            else:
-                self._volume.places.set_outbox(None)
-        if not node.untouched:
-            self.sessions.distrust()
+        take_in(node, self._volume.places, self.sessions)
 
     async def run(self) -> None:
         """For ever; started once, in the daemon's nursery."""
@@ -205,13 +194,28 @@ class RemoteSide:
             self._opened(await keep_opening(self._repository, self._settings, self._gate))
         node = self._gate.node
         assert node is not None
-        await self._distrust_missing()
-        nursery.start_soon(self.writeback.run)
-        nursery.start_soon(self.collector.run)
+        nursery.start_soon(self._begin_publishing, nursery)
         await node.run()
         self._volume.make_read_only(
             f"another node ({node.fenced}) took the remote over; what was not uploaded is kept in the state directory"
         )
+
+    async def _begin_publishing(self, nursery: trio.Nursery) -> None:
+        await self._distrust_missing()
+        self._may_publish.set()
+        nursery.start_soon(self.writeback.run)
+        nursery.start_soon(self.collector.run)
+
+    async def _prepare(self) -> None:
+        """Before a round of publishing is cut: nothing is published that was not held against the remote. A node that
+        opens while the round is under way does so too late for it. Raises RemoteError.
+        """
+        self.gate.require_open()
+        with trio.move_on_after(BEGIN_S):
+            await self._may_publish.wait()
+        if not self._may_publish.is_set():
+            raise RemoteUnavailable("it is not known yet what was collected from the remote while this node was away")
+        await self.sessions.verify_all()
 
     async def _distrust_missing(self) -> None:
         while True:

@@ -67,12 +67,17 @@ async def open_repository(remote: Remote, secret: bytes | None, state: CachedSta
     """Read PREFIX/format, or make it when the remote is new; where it can't be read, what the state remembers of it.
 
     Raises RemoteUnavailable or RemoteDenied when it can't be read and nothing is remembered, KeyWrong, and
-    RemoteUnsuitable when the state belongs to another repository.
+    RemoteUnsuitable when the state belongs to another repository, or to one that is not there.
     """
     store = remote.within(deadline_s)
     try:
         encoded = (await store.get(FORMAT_KEY)).body
-    except RemoteMissing:
+    except RemoteMissing as exc:
+        if state.format is not None:
+            raise RemoteUnsuitable(
+                f"there is no repository at {remote.url}, but this state was used with one: check --remote; "
+                "for a new repository mount with an empty --state"
+            ) from exc
         encoded = encode_format(new_format(state.hash_key or secrets.token_bytes(HASH_KEY_BYTES), secret))
         try:
             await store.put_if(FORMAT_KEY, encoded, None)

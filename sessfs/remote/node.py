@@ -21,6 +21,7 @@ import trio
 from sessfs.errors import (
     Fenced,
     RemoteConflict,
+    RemoteCorrupt,
     RemoteError,
     RemoteHeld,
     RemoteMissing,
@@ -46,6 +47,7 @@ from sessfs.format.segment import (
     state_key,
 )
 from sessfs.remote.catalogue import Known, read_known
+from sessfs.remote.footers import iter_segments
 from sessfs.remote.keeping import Keeping, read_object
 from sessfs.remote.objectstore import iter_keys
 from sessfs.remote.parallel import for_each, over
@@ -91,7 +93,7 @@ class Node:
         inherited: Known,
         *,
         monotonic_s: Callable[[], float],
-        untouched: bool,
+        former: Holder | None,
     ) -> None:
         self._store = self._answering = store
         self._envelope = envelope
@@ -105,8 +107,8 @@ class Node:
         self._given: dict[int, list[tuple[bytes, ManifestRef | None, int]]] = {}
         """What becomes true once the state names that segment: it may do so later than it was heard of."""
         self._swapping = trio.Lock()
-        self.untouched = untouched
-        """True when no other node has held the prefix since this one last did: what is here is the latest."""
+        self.former = former
+        """Who held the prefix before; None when nobody ever did."""
         self._fenced_event = trio.Event()
         self.fenced: str | None = None
         """Who took over, once it is known that somebody did."""
@@ -325,22 +327,27 @@ async def open_node(
     monotonic_s: Callable[[], float],
 ) -> Node:
     """Take the prefix. Raises RemoteHeld, naming the holder, when another node has it and is not to be, or can't be,
-    taken over; RemoteError otherwise.
+    taken over; RemoteCorrupt when the holder's state is missing and is not to be taken over; RemoteError otherwise.
     """
     holder, holder_etag = await _read_holder(store)
     inherited = Known({}, {}, [], set())
-    untouched = holder is None or holder.node == identity.name
-    if holder is not None and not untouched:
+    is_own = _is_own(holder, identity)
+    if holder is not None and not is_own:
         inherited = await _take_from(store, envelope, holder, identity, take_over, stale_s)
-    state, etag = await _start_incarnation(store, identity, forget=not untouched)
-    if untouched:
+    state, etag = await _start_incarnation(store, identity, holder, take_over)
+    if is_own:
         inherited = await read_known(store, envelope, state)
-    node = Node(store, envelope, identity, state, etag, inherited, monotonic_s=monotonic_s, untouched=untouched)
-    if inherited.latest and not untouched:
+    node = Node(store, envelope, identity, state, etag, inherited, monotonic_s=monotonic_s, former=holder)
+    if inherited.latest and not is_own:
         # Before the claim: from then on nobody looks into the state of the node before.
         await node.checkpoint()
     await _claim(store, identity, state.incarnation, holder_etag)
     return node
+
+
+def _is_own(holder: Holder | None, identity: Identity) -> bool:
+    """True when no other node has held the prefix since this one last did, if it did."""
+    return holder is None or holder.node == identity.name
 
 
 async def _read_holder(store: ObjectStore) -> tuple[Holder | None, str | None]:
@@ -360,15 +367,51 @@ async def _claim(store: ObjectStore, identity: Identity, incarnation: int, etag:
         raise RemoteHeld("another node took the remote at this very moment: try again, or mount there") from exc
 
 
-async def _start_incarnation(store: ObjectStore, identity: Identity, *, forget: bool) -> tuple[NodeState, str]:
-    """This node's state for a new incarnation, swapped in, and its etag. *forget*: another node has held the prefix
-    since, so nothing that this one published before is the latest any more.
+def _refuse_lost(holder: Holder, *, take_over: bool) -> None:
+    """The state of the holder is not there. It was before the holder was, so it was lost, and with it what the node
+    published since the sessions' own objects were written. Raises RemoteCorrupt unless *take_over*.
+    """
+    key = state_key(holder.node)
+    if not take_over:
+        raise RemoteCorrupt(
+            f"{key} is missing, but node {holder.node} (host {holder.hostname}) holds the remote: bring that object "
+            "back; or mount with --take-over, which goes on with each session as it was when it was last released"
+        )
+    log.warning("%s is missing: sessions are as they were when they were last released", key)
+
+
+async def _last_number(store: ObjectStore, node: str) -> int:
+    """The highest number of a segment that the node ever wrote and that is there, 0 for none."""
+    last = 0
+    async for number, _ in iter_segments(store, node, 0):
+        last = number
+    return last
+
+
+async def _start_incarnation(
+    store: ObjectStore, identity: Identity, holder: Holder | None, take_over: bool
+) -> tuple[NodeState, str]:
+    """This node's state for a new incarnation, swapped in, and its etag. When another node has held the prefix since,
+    nothing that this one published before is the latest any more. Raises RemoteCorrupt when the state is lost.
     """
     key = state_key(identity.name)
+    forget = not _is_own(holder, identity)
     try:
         blob = await store.get(key)
     except RemoteMissing:
-        state = NodeState(node=identity.name, hostname=identity.hostname, incarnation=1)
+        incarnation = 1
+        if holder is not None and not forget:
+            _refuse_lost(holder, take_over=take_over)
+            incarnation += holder.incarnation
+        # Should there be any, segments are referred to: no number is used twice.
+        last = await _last_number(store, identity.name)
+        state = NodeState(
+            node=identity.name,
+            hostname=identity.hostname,
+            incarnation=incarnation,
+            last_segment=last,
+            last_checkpoint=last,
+        )
         return state, await store.put_if(key, encode_state(state), None)
     old = decode_state(blob.body, key)
     state = msgspec.structs.replace(
@@ -393,6 +436,7 @@ async def _take_from(
     try:
         blob = await store.get(key)
     except RemoteMissing:
+        _refuse_lost(holder, take_over=take_over)
         return Known({}, {}, [], set())
     state = decode_state(blob.body, key)
     if state.clean:

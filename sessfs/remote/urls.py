@@ -83,6 +83,11 @@ class Remote:
         self._capabilities: Capabilities | None = None
 
     @property
+    def url(self) -> str:
+        """As it was given."""
+        return self._settings.url
+
+    @property
     def store(self) -> ObjectStore:
         """Retries without end; cancel it to give up."""
         return self._store

@@ -230,6 +230,8 @@ class Retention:
         """Hibernate or remove; why it was left, None when it was done."""
         if self._remote is not None and one.session in self._remote.stubs:
             await self._remote.load(one.session)
+            if self._inodes.find_session_name(one.session) is None:
+                return "removed elsewhere"
             now = self._last_use.last_use_ns(one.session)
             if now != one.last_use_ns:
                 return f"used elsewhere, as the remote says: {rfc3339(now)}"

@@ -134,15 +134,17 @@ async def open_bucket(store: ObjectStore, secret: bytes | None, where: str) -> B
 
 
 async def read_truth(store: ObjectStore, envelope: Envelope, holder: Holder | None) -> Known:
-    """What the holder says beyond the sessions' own objects: nothing when it released all. Raises RemoteError."""
+    """What the holder says beyond the sessions' own objects: nothing when it released all. Raises RemoteError; where
+    its state is missing, that is damage: it was there before the holder was.
+    """
     nothing = Known({}, {}, [], set())
     if holder is None:
         return nothing
     key = state_key(holder.node)
     try:
         state = decode_state((await store.get(key)).body, key)
-    except RemoteMissing:
-        return nothing
+    except RemoteMissing as exc:
+        raise RemoteCorrupt(f"{key} is missing, but that node holds the remote: bring the object back") from exc
     return nothing if state.clean else await read_known(store, envelope, state)
 
 

@@ -123,7 +123,7 @@ class History:
 
     def _entries(self, session: Ino) -> Entries:
         found = self._table.entries(session)
-        if not found:
+        if not found and session not in self._places.unverified:
             # Published before history was kept: its last snapshot is the first of it.
             published = self._places.published(session)
             if published is not None and published.manifest is not None and session != ROOT_INO:
@@ -190,7 +190,7 @@ class History:
         """
         dentry = self._inodes.find_dentry(ROOT_INO, name)
         published = self._places.published(dentry.ino) if dentry is not None else None
-        if dentry is None or published is None or published.name != name:
+        if dentry is None or published is None or published.name != name or dentry.ino in self._places.unverified:
             return None
         found = [
             KeptSnapshot(sequence, one.taken_ns, ManifestRef(*one.manifest), one.mark, _verdict(one.verdict))

@@ -23,7 +23,7 @@ from sessfs.sync.snapshot import MAX_DEPTH
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Set
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.repository import KeptSnapshot
@@ -97,8 +97,6 @@ class SessionDirectory:
         self._loading: dict[Ino, trio.Lock] = {}
         self._complete = False
         self._root_loaded = places.published(ROOT_INO) is not None
-        self.unverified: set[Ino] = set()
-        """Sessions that must be held against the remote before they are used."""
         self.stubs: set[Ino] = {ino for ino, p in places.iter_published() if p.stub}
         """Sessions whose tree is not loaded."""
         self._asked: set[Ino] = set()
@@ -108,18 +106,25 @@ class SessionDirectory:
         self.forget_name: Callable[[bytes], None] = lambda name: None
         """Has the kernel look up a top-level name again; set by whoever mounts."""
 
+    @property
+    def unverified(self) -> Set[Ino]:
+        """Sessions that must be held against the remote before they are used."""
+        return self._places.unverified
+
     def distrust(self) -> None:
-        """Another node has held the prefix since this state was written: compare each session at its next look-up."""
-        self.unverified = {ino for ino, p in self._places.iter_published() if not p.stub}
+        """Another node may have held the prefix since this state was written: compare each session at its next look-up,
+        at this start or a later one.
+        """
+        doubtful = {ino for ino, p in self._places.iter_published() if not p.stub}
         for session, _ in list(self._places.iter_published()):
             # What that node let go may be collected.
             self._places.snapshots.clear_published(session)
         for name, dentry in list(self._inodes.iter_dentries(ROOT_INO)):
             # Also what is not known to be published: another node may have made a session of the same name.
-            self.unverified.add(dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO)
+            doubtful.add(dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO)
             # Where this comes while the volume is mounted, the remote having been away at its start.
             self.forget_name(name)
-        self.unverified -= self.stubs
+        self._places.distrust(doubtful - self.stubs)
         self._complete = False
 
     async def find(self, name: bytes) -> None:
@@ -156,7 +161,7 @@ class SessionDirectory:
         published = self._places.published(session)
         if session not in self.unverified or published is None:
             return published is None
-        self.unverified.discard(session)
+        self._places.note_verified(session)
         if found is None or self._is_known(published, found[0]):
             return False
         self._places.set_published(session, None)
@@ -191,7 +196,7 @@ class SessionDirectory:
         published = self._places.published(ROOT_INO)
         if ROOT_INO not in self.unverified:
             return
-        self.unverified.discard(ROOT_INO)
+        self._places.note_verified(ROOT_INO)
         if found is None and published is None:
             return
         if published is not None and found is not None and self._is_known(published, found[0]):
@@ -218,7 +223,7 @@ class SessionDirectory:
             return
         if self._is_changed(session) and not kept:
             return await self._verify(session, name)
-        self.unverified.discard(session)
+        self._places.note_verified(session)
         published = self._places.published(session)
         # One that was announced and never published is nobody's, maybe by this node when it was fenced already.
         if published is None and (found is None or found[0] is None):
@@ -262,7 +267,7 @@ class SessionDirectory:
         changed = list(changes.sessions) if changes is not None else []
         if ROOT_INO in changed:
             await self.load_root()
-        for session in self.unverified.intersection(changed):
+        for session in self.unverified & set(changed):
             name, published = self._inodes.find_session_name(session), self._places.published(session)
             if name is not None:
                 await self._verify(session, name)
@@ -322,7 +327,9 @@ class SessionDirectory:
         self.stubs.add(stub.ino)
 
     async def load(self, session: Ino) -> None:
-        """Load the tree of a stub; fine when it is loaded already. Raises RemoteError, the stub staying one."""
+        """Load the tree of a stub; fine when it is loaded already. One that the remote no longer has is gone on return.
+        Raises RemoteError, the stub staying one.
+        """
         lock = self._loading.setdefault(session, trio.Lock())
         async with lock:
             if session not in self.stubs:
@@ -335,11 +342,20 @@ class SessionDirectory:
                 manifest = await load_manifest(self._store, self._envelope, found[0])
                 self._install(session, name, manifest, found[0])
                 self._take_snapshots(session, name, kept)
-            else:
+            elif found is not None:
                 # Announced by a node that never published it: an empty session.
-                self._places.set_published(session, Published(name, found[1] if found else 0, None))
+                self._places.set_published(session, Published(name, found[1], None))
+            else:
+                self._drop_stub(session, name)
             self.stubs.discard(session)
         self._loading.pop(session, None)
+
+    def _drop_stub(self, session: Ino, name: bytes) -> None:
+        """Another node has removed the session since its name was heard of."""
+        self._drop_tree(session)
+        self._places.set_published(session, None)
+        self._places.snapshots.clear_published(session)
+        self.forget_name(name)
 
     def _take_snapshots(self, session: Ino, name: bytes, kept: list[KeptSnapshot]) -> None:
         for one in kept:

@@ -183,14 +183,14 @@ def test_a_state_of_another_repository_is_refused(filled: Bucket, tmp_path: Path
         for key in filled.list_keys():
             filled.client().delete_object(Bucket=filled.name, Key=f"fleet/{key}")
         done = mounted.sessfs("mount", str(mounted.path), "--state", str(mounted.state), *mounted.options, check=False)
-        if done.returncode == 0:
-            # The state's own sessions fill the empty prefix again; none may be missing.
-            assert (mounted.path / "one" / "file").read_bytes() == CONTENT
-            assert sorted(os.listdir(mounted.path)) == ["one"]
-            mounted.umount()
+        assert done.returncode == 36
+        assert "there is no repository at" in done.stderr
+        assert not filled.list_keys()
         with filled.mounted() as other:
             other.umount()
-        assert done.returncode in (0, 36)
+        again = mounted.sessfs("mount", str(mounted.path), "--state", str(mounted.state), *mounted.options, check=False)
+        assert again.returncode == 36
+        assert "belongs to another remote" in again.stderr
 
 
 def test_a_missing_segment_is_an_error_not_an_empty_file(filled: Bucket) -> None:

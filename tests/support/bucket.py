@@ -86,6 +86,7 @@ class Writer:
         self.tasks: list[trio.CancelScope] = []
         """Around what ends with the process."""
         self._published: dict[bytes, tuple[ManifestRef, Files, int, int]] = {}
+        self._held = 0
         self._pins: set[ChunkId] = set()
         self._contents: dict[ChunkId, bytes] = {}
 
@@ -98,7 +99,9 @@ class Writer:
             self._store, self._envelope, identity, take_over=take_over, stale_s=0.0, monotonic_s=lambda: 0.0
         )
         node.keeping.kept_of = self._kept_of
-        if not node.untouched:
+        former = node.former
+        was_here = former is None or (former.node, former.incarnation) == (self.name, self._held)
+        if not was_here:
             self.sessions, self.dirty, self._published, self._kept = {}, set(), {}, {}
         missing = await missing_segments(self._store, {place[0] for place in self.places.values()})
         for cid, place in list(self.places.items()):
@@ -107,10 +110,11 @@ class Writer:
                     await self._fetch(cid, place)
                 del self.places[cid]
                 self.dirty |= {name for name, files in self.sessions.items() if cid in _chunks_of(files)}
-        if not node.untouched:
+        if not was_here:
             await self._load_all()
             self._kept = {name: await node.resolve_kept(name) for name in self._published} if self._keep_last else {}
         self.node = node
+        self._held = node.incarnation
 
     def _kept_of(self, name: bytes) -> list[KeptSnapshot] | None:
         if not self._keep_last:

@@ -20,6 +20,7 @@ from sessfs.sync.fetch import RemoteChunks
 from sessfs.sync.fsck import check_state
 from sessfs.sync.history import History
 from sessfs.sync.keeping import Policy
+from sessfs.sync.opening import note_unpublished, take_in
 from sessfs.sync.restore import SessionDirectory, load_manifest
 from sessfs.sync.writeback import Writeback
 from sessfs.types import ROOT_INO, Ino
@@ -368,7 +369,7 @@ class Machine(Box):
         inode = self.find(session)
         if inode is not None and stat.S_ISDIR(inode.mode):
             await self.sessions.load(inode.ino)
-        return inode
+        return self.find(session)
 
     async def load_all(self) -> None:
         """List the root, and load whatever is there."""
@@ -434,18 +435,7 @@ async def open_machine(
 
 def _start(machine: Machine) -> None:
     """What the daemon's RemoteSide does once the node is open."""
-    volume, node = machine.volume, machine.node
-    for name, dentry in list(volume.inodes.iter_dentries(ROOT_INO)):
-        session = dentry.ino if stat.S_ISDIR(dentry.kind) else ROOT_INO
-        published = volume.places.published(session)
-        if published is None or (published.manifest is None and not published.stub):
-            assert name
-            machine.changes.note_whole(session)
-    outbox = volume.places.outbox()
-    if outbox is not None:
-        if node.untouched and node.last_segment >= outbox.last_segment:
-            volume.places.adopt(node.name, outbox)
-        else:
-            volume.places.set_outbox(None)
-    if not node.untouched:
-        machine.sessions.distrust()
+    volume = machine.volume
+    note_unpublished(volume.inodes, volume.places, machine.changes)
+    take_in(machine.node, volume.places, machine.sessions)
+    machine.history.prune_all(list(volume.places.snapshots.iter_sessions()))

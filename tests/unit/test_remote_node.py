@@ -70,7 +70,7 @@ async def segment_of(node: Node, name: bytes) -> int | None:
 async def test_node_open_takes_few_requests_however_many_sessions(autojump_clock: trio.testing.MockClock) -> None:
     store = FaultyStore(MemoryStore())
     node = await take(store)
-    assert [call.method for call in store.calls] == ["get", "get", "put_if", "list_page", "put_if"]
+    assert [call.method for call in store.calls] == ["get", "get", "list_page", "put_if", "put_if"]
     await publish(node, store, *(b"s%d" % i for i in range(500)))
     await node.release()
     before = len(store.calls)
@@ -97,7 +97,8 @@ async def test_node_released_sessions_are_in_their_own_objects(envelope: Envelop
     assert await names_of(other) == [b"two"]
     assert await segment_of(other, b"two") == 2
     assert await other.resolve(b"never") is None
-    assert not other.untouched
+    assert other.former is not None
+    assert (other.former.node, other.former.incarnation) == ("a", 1)
 
 
 async def test_node_released_by_one_is_taken_by_another_without_waiting() -> None:
@@ -120,7 +121,8 @@ async def test_node_same_node_again_is_not_refused_and_fences_its_former_self() 
     former = await take(store)
     await publish(former, store, b"s")
     again = await take(store)
-    assert again.untouched
+    assert again.former is not None
+    assert (again.former.node, again.former.incarnation) == ("a", 1)
     assert (again.incarnation, again.last_segment) == (2, 1)
     assert await segment_of(again, b"s") == 1
     with pytest.raises(Fenced):
@@ -193,7 +195,8 @@ async def test_node_fenced_one_comes_back_and_is_told_that_it_was_replaced() -> 
     await publish(other, store, b"s")
     await other.release()
     back = await take(store)
-    assert not back.untouched
+    assert back.former is not None
+    assert back.former.node == "b"
     assert (await back.resolve(b"s")) is not None
     found = await back.resolve(b"s")
     assert found is not None

@@ -441,7 +441,9 @@ async def act(machine: Machine, rng: random.Random) -> None:
     if (kind <= 3 or not names) and not _is_symlink(machine, path):
         await machine.write(path, noise(rng.randrange(6), rng.choice([10, 5000, 200_000])), rng.choice([0, 7, 150_000]))
     elif kind == 4:
-        await machine.truncate(rng.choice([p for p in names if stat.S_ISREG(machine.get(p).mode)] or [path]), 70_000)
+        regular = [p for p in names if stat.S_ISREG(machine.get(p).mode)]
+        if regular:
+            await machine.truncate(rng.choice(regular), 70_000)
     elif kind == 5:
         machine.unlink(rng.choice(names))
     elif kind == 6:

@@ -1,0 +1,79 @@
+"""The remote half of a mount: when it may begin to publish."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from sessfs.chrome import PathClass
+from sessfs.config import Settings
+from sessfs.errors import RemoteUnavailable, Unsynced
+from sessfs.mount import remote_side
+from sessfs.mount.node_gate import NodeGate
+from sessfs.mount.remote_side import RemoteSide
+from sessfs.mount.repository import CachedState, open_repository
+from sessfs.remote.urls import RemoteSettings, open_remote
+from sessfs.sync.fetch import RemoteChunks
+from sessfs.vfs.volume import RemoteHooks
+from tests.support.volumes import Box, open_box
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from sessfs.local.chunkstore import ChunkReader, References
+    from sessfs.local.places import Places
+
+
+async def ignore(message: object) -> None:
+    """Progress that nobody looks at."""
+
+
+@asynccontextmanager
+async def open_side(path: Path) -> AsyncIterator[tuple[Box, RemoteSide]]:
+    """A volume that a directory is the remote of, and its remote half, which was not started."""
+    (path / "bucket").mkdir()
+    url = (path / "bucket").as_uri()
+    settings = Settings(mountpoint=path, state_dir=path / "state", remote=url, single_node=True)
+    made: list[RemoteChunks] = []
+    async with open_remote(RemoteSettings(url)) as remote:
+        repository = await open_repository(remote, None, CachedState(path, None), 5)
+
+        def make_chunks(reader: ChunkReader, places: Places, references: References, key: bytes) -> RemoteChunks:
+            made.append(RemoteChunks(reader, places, references, remote.store, repository.envelope, key, lambda: 0.0))
+            return made[0]
+
+        async with open_box(path / "state", remote=RemoteHooks(make_chunks, PathClass.TRAVELS)) as box:
+            side = RemoteSide(repository, NodeGate("a"), made[0], box.volume, settings)
+            box.mkdir(b"s")
+            await box.write(b"s/f", b"content")
+            yield box, side
+
+
+async def test_nothing_is_published_before_the_node_is_open(tmp_path: Path) -> None:
+    async with open_side(tmp_path) as (box, side):
+        with pytest.raises(RemoteUnavailable, match="not been reached yet"):
+            await side.writeback.publish()
+        assert box.get(b"s").ino in box.volume.changes.sessions
+
+
+async def test_nothing_is_published_before_it_is_known_what_was_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_side, "BEGIN_S", 0.05)
+    async with open_side(tmp_path) as (box, side):
+        await side.start()
+        with pytest.raises(RemoteUnavailable, match="what was collected"):
+            await side.writeback.publish()
+        assert box.get(b"s").ino in box.volume.changes.sessions
+        with pytest.raises(Unsynced):
+            await side.sync(ignore, 0.05)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(side.run)
+            with trio.fail_after(10):
+                await side.sync(ignore, 10)
+            nursery.cancel_scope.cancel()
+        assert not box.volume.changes.sessions
