@@ -53,6 +53,8 @@ async def read_known(store: ObjectStore, envelope: Envelope, state: NodeState) -
         blob = await store.get(checkpoint_key(state.node, state.last_checkpoint))
         _add_checkpoint(known, decode_checkpoint(blob.body, state.node, state.last_checkpoint, envelope))
     expected = state.last_checkpoint
+    if expected == state.last_segment:
+        return known
     async with aclosing(iter_segments(store, state.node, state.last_checkpoint)) as segments:
         async for number, size in segments:
             if number > state.last_segment:
