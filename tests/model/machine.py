@@ -509,7 +509,9 @@ def _copy(source: bytes, target: bytes) -> int:
 
 def _store(fd: int, offset: int, content: bytes) -> int:
     """Store what of *content* fits into the file, through a shared map; return its length."""
-    size = os.fstat(fd).st_size
+    status = os.fstat(fd)
+    # What size a directory has is the filesystem's own business.
+    size = mmap.PAGESIZE if stat.S_ISDIR(status.st_mode) else status.st_size
     length = max(0, min(len(content), size - offset))
     if length == 0:
         return 0
