@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from sessfs.errors import SessfsError, StoreCorrupt
+from sessfs.errors import LocalStoreError, SessfsError
 from sessfs.format.manifest import SegmentRef
 from sessfs.sync.gc import Options, collect
 from sessfs.sync.gc_marks import missing_segments
@@ -18,6 +18,7 @@ from sessfs.types import ROOT_INO
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from sessfs.errors import RemoteCorrupt, StoreCorrupt
     from sessfs.local.changes import Changes
     from sessfs.mount.control import Progress
     from sessfs.mount.node_gate import NodeGate
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 FIRST_RUN_S = 3600.0
 EVERY_S = 86_400.0
 SHOW_S = 0.25
+RETRY_S = 5.0
 
 
 class Collector:
@@ -143,9 +145,11 @@ class Collector:
                 self._changes.note_whole(session)
 
     async def bring_here(self, ids: Collection[ChunkId]) -> None:
-        """Have chunks in the local store, as far as they are held. Raises RemoteError, StoreCorrupt."""
-        await self._chunks.prefetch(list(ids))
-        await self._chunks.wait_stored([cid for cid in ids if self._volume.references.is_held(cid)])
+        """Have chunks in the local store, as far as they are held. Raises RemoteError, LocalStoreError; for one that
+        can't be had RemoteCorrupt or StoreCorrupt, once the others are here.
+        """
+        for problem in (await self._chunks.bring(ids)).values():
+            raise problem
 
     async def distrust_missing(self) -> None:
         """At a start, before anything is published: no longer rely on segments that were collected while this node was
@@ -157,13 +161,25 @@ class Collector:
         if not gone:
             return
         ids = [cid for cid, place in places.iter_chunks() if SegmentRef(place.node, place.segment) in gone]
-        away = [cid for cid in ids if not self._volume.reader.has(cid)]
         log.warning("%d segments were collected meanwhile; %d chunks are uploaded again", len(gone), len(ids))
-        try:
-            await self.bring_here(away)
-        except StoreCorrupt as exc:
-            log.error("chunks are neither here nor in the remote any more: %s", exc)
+        lost = await self._bring_for_sure(ids)
+        if lost:
+            log.error(
+                "%d chunks are neither here nor in the remote any more, or damaged there (%s): `sessfs fsck --remote` "
+                "names the files: take them from an older snapshot or a backup",
+                len(lost),
+                next(iter(lost.values())),
+            )
         places.forget([cid for cid in ids if self._volume.reader.has(cid)])
         sessions: list[Ino] = [session for session, published in places.iter_published() if not published.stub]
         for session in sessions:
             self._changes.note_whole(session)
+
+    async def _bring_for_sure(self, ids: Collection[ChunkId]) -> dict[ChunkId, StoreCorrupt | RemoteCorrupt]:
+        """As `RemoteChunks.bring`, waiting where the local store can't take them: nothing is published before."""
+        while True:
+            try:
+                return await self._chunks.bring(ids)
+            except LocalStoreError as exc:
+                log.warning("not publishing before what was collected meanwhile is here: %s", exc)
+                await trio.sleep(RETRY_S)

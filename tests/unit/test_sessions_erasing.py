@@ -102,8 +102,7 @@ class Remote:
         volume = machine.volume
 
         async def bring_here(ids: list[ChunkId]) -> None:
-            await machine.chunks.prefetch(list(ids))
-            await machine.chunks.wait_stored([cid for cid in ids if volume.references.is_held(cid)])
+            assert not await machine.chunks.bring(ids)
 
         self.history, self.lives = machine.history, machine.lives
         eraser = RemoteEraser(
