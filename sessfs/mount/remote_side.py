@@ -95,9 +95,6 @@ class RemoteSide:
             drop_file=volume.namespace.drop_root_file,
             rename=volume.rename_session,
         )
-        self.collector = Collector(
-            repository, gate, volume, self._changes, chunks, self.sessions, grace_s=settings.grace_s
-        )
         self.writeback = Writeback(
             store,
             repository.envelope,
@@ -114,6 +111,9 @@ class RemoteSide:
             clock_ns=time.time_ns,
             interval_s=settings.interval_s,
             done=self._note_done,
+        )
+        self.collector = Collector(
+            repository, gate, volume, chunks, self.sessions, publishing=self.writeback.busy, grace_s=settings.grace_s
         )
         self.history = History(
             volume.inodes,

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import trio
+import trio.lowlevel
+import trio.testing
 
 from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteUnavailable, StoreCorrupt
 from sessfs.format.envelope import PlainEnvelope
 from sessfs.format.segment import segment_key
 from sessfs.mount import collecting
 from sessfs.mount.collecting import Collector
-from sessfs.sync import fetch
+from sessfs.sync import bringing, fetch
+from sessfs.sync.gc_live import Rewrite
 from tests.support.faultystore import FaultyStore, timeout
 from tests.support.memorystore import MemoryStore
-from tests.support.volumes import assert_clean, open_machine
+from tests.support.volumes import assert_clean, open_machine, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,9 +52,9 @@ def make_collector(machine: Machine, store: ObjectStore) -> Collector:
         repository,
         cast("Any", machine.node),
         machine.volume,
-        machine.changes,
         machine.chunks,
         machine.sessions,
+        publishing=machine.writeback.busy,
         grace_s=0,
     )
 
@@ -165,6 +168,68 @@ def fail_once(machine: Machine) -> Any:
         await store_frames(frames, damaged)
 
     return fail
+
+
+async def test_bring_here_forgets_the_places_of_what_is_here_or_dead(tmp_path: Path) -> None:
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        here, dead = chunks_of(machine, b"s/1"), chunks_of(machine, b"s/2")
+        machine.unlink(b"s/2")
+        await make_collector(machine, store).bring_here([*here, *dead])
+        assert not any(machine.volume.places.has(cid) for cid in [*here, *dead])
+        assert all(machine.volume.reader.has(cid) for cid in here)
+        assert all(machine.volume.places.has(cid) for cid in chunks_of(machine, b"s/3"))
+
+
+async def test_bring_here_of_more_than_the_cache_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has a place is dropped, again and again."""
+    monkeypatch.setattr(bringing, "BATCH_CHUNKS", 8)
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        volume = machine.volume
+        ids = [cid for cid, _ in volume.places.iter_chunks()]
+
+        async def evict() -> None:
+            while True:
+                await volume.sealer.evict(ids)
+                await trio.sleep(0.03)
+
+        with trio.fail_after(IN_TIME_S):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(evict)
+                await make_collector(machine, store).bring_here(ids)
+                nursery.cancel_scope.cancel()
+        assert all(volume.reader.has(cid) for cid in ids)
+        assert await machine.contents() == FILES
+        await machine.publish()
+    assert_clean(tmp_path / "b")
+
+
+# -- mostly dead segments
+
+
+async def test_rewrite_waits_for_a_publishing_under_way(tmp_path: Path) -> None:
+    """It may rely on the places."""
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        session = await machine.load(b"s")
+        assert session is not None
+        places = machine.volume.places
+        ids = chunks_of(machine, b"s/1")
+        async with trio.open_nursery() as nursery, machine.writeback.busy:
+            nursery.start_soon(make_collector(machine, store).rewrite, Rewrite([b"s"], ids))
+            await wait_until(lambda: all(machine.volume.reader.has(cid) for cid in ids))
+            await trio.testing.wait_all_tasks_blocked()
+            assert all(places.has(cid) for cid in ids)
+            assert session.ino not in machine.changes.sessions
+        assert not any(places.has(cid) for cid in ids)
+        assert machine.changes.sessions[session.ino].whole
+        before = segment_of(machine, b"s/2")
+        await machine.publish()
+        assert segment_of(machine, b"s/1") not in {before, segment_key("a", 2)}
+        assert segment_of(machine, b"s/2") == before
 
 
 # -- after a collection while this node was away
