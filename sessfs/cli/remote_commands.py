@@ -229,6 +229,8 @@ async def rotate_key(settings: Settings, new_secret: bytes) -> None:
         store = remote.within(PATIENCE_S)
         secret = read_secret(settings)
         await remote_index.open_existing(store, secret, str(settings.remote))
+        if settings.single_node:
+            await remote.probe(PATIENCE_S)
         blob = await store.get(FORMAT_KEY)
         rewrapped = encode_format(rewrap_format(decode_format(blob.body), secret or b"", new_secret))
         try:

@@ -150,7 +150,7 @@ class Places:
             self._meta.put(PLACES, cid, record)
 
     def forget(self, ids: Iterable[ChunkId]) -> None:
-        """Nothing here needs the chunks any more."""
+        """The chunks have no place any more. Of chunks that are held only by way of `Sealer.forget_places`."""
         for cid in ids:
             if self.has(cid):
                 self._meta.delete(PLACES, cid)

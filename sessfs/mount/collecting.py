@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from sessfs.errors import SessfsError, StoreCorrupt
+from sessfs.errors import LocalStoreError, SessfsError
 from sessfs.format.manifest import SegmentRef
+from sessfs.sync.bringing import bring_here
 from sessfs.sync.gc import Options, collect
 from sessfs.sync.gc_marks import missing_segments
 from sessfs.types import ROOT_INO
@@ -18,7 +19,7 @@ from sessfs.types import ROOT_INO
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sessfs.local.changes import Changes
+    from sessfs.errors import RemoteCorrupt, StoreCorrupt
     from sessfs.mount.control import Progress
     from sessfs.mount.node_gate import NodeGate
     from sessfs.mount.repository import Repository
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 FIRST_RUN_S = 3600.0
 EVERY_S = 86_400.0
 SHOW_S = 0.25
+RETRY_S = 5.0
 
 
 class Collector:
@@ -42,19 +44,20 @@ class Collector:
         repository: Repository,
         gate: NodeGate,
         volume: Volume,
-        changes: Changes,
         chunks: RemoteChunks,
         sessions: SessionDirectory,
         *,
+        publishing: trio.Lock,
         grace_s: float,
     ) -> None:
+        """*publishing* is the write-back's `busy`: what it relies on is not changed under it."""
         self._repository = repository
         self._gate = gate
         self._volume = volume
-        self._changes = changes
         self._chunks = chunks
         self._sessions = sessions
         self._step: dict[str, Any] = {"stage": "starting", "done": 0}
+        self._publishing = publishing
         self._grace_s = grace_s
         self.busy = trio.Lock()
         """Held while a collection runs."""
@@ -117,7 +120,7 @@ class Collector:
                 self._repository.envelope,
                 options,
                 holding=self,
-                request_rewrite=self._rewrite,
+                request_rewrite=self.rewrite,
                 progress=note,
             )
             nursery.cancel_scope.cancel()
@@ -129,41 +132,60 @@ class Collector:
             await progress(self._step)
             await trio.sleep(SHOW_S)
 
-    async def _rewrite(self, rewrite: Rewrite) -> None:
-        """See Rewrite: the next publishing uploads the chunks again, and the sessions whole."""
+    async def rewrite(self, rewrite: Rewrite) -> None:
+        """See Rewrite: the next publishing uploads the chunks again, and the sessions whole. Raises as `bring_here`."""
         for name in rewrite.sessions:
             await self._sessions.find(name)
             dentry = self._volume.inodes.find_dentry(ROOT_INO, name)
             if dentry is not None and dentry.ino in self._sessions.stubs:
                 await self._sessions.load(dentry.ino)
-        await self.bring_here(rewrite.chunks)
-        self._volume.places.forget(rewrite.chunks)
-        for session, published in list(self._volume.places.iter_published()):
-            if published.name in rewrite.sessions:
-                self._changes.note_whole(session)
+        # First without the lock, so that publishing waits for next to nothing.
+        await self._chunks.bring(rewrite.chunks)
+        async with self._publishing:
+            await self.bring_here(rewrite.chunks)
+            for session, published in list(self._volume.places.iter_published()):
+                if published.name in rewrite.sessions:
+                    self._volume.changes.note_whole(session)
 
     async def bring_here(self, ids: Collection[ChunkId]) -> None:
-        """Have chunks in the local store, as far as they are held. Raises RemoteError, StoreCorrupt."""
-        await self._chunks.prefetch(list(ids))
-        await self._chunks.wait_stored([cid for cid in ids if self._volume.references.is_held(cid)])
+        """Have chunks in the local store, as far as they are held, and their places forgotten; the write-back's `busy`
+        must be held. Raises RemoteError, LocalStoreError; for one that can't be had RemoteCorrupt or StoreCorrupt, once
+        the others are here.
+        """
+        for problem in (await self._bring(ids)).values():
+            raise problem
+
+    async def _bring(self, ids: Collection[ChunkId]) -> dict[ChunkId, StoreCorrupt | RemoteCorrupt]:
+        return await bring_here(self._chunks, self._volume.places, self._volume.sealer, ids)
 
     async def distrust_missing(self) -> None:
         """At a start, before anything is published: no longer rely on segments that were collected while this node was
-        away. What was in them is uploaded again. Raises RemoteError.
+        away. What was in them is uploaded again. Raises RemoteError; where the local store can't take it, waits.
         """
+        while True:
+            try:
+                async with self._publishing:
+                    return await self._distrust_missing()
+            except LocalStoreError as exc:
+                log.warning("not publishing before what was collected meanwhile is here: %s", exc)
+            await trio.sleep(RETRY_S)
+
+    async def _distrust_missing(self) -> None:
         places = self._volume.places
         known = {SegmentRef(place.node, place.segment) for _, place in places.iter_chunks()}
         gone = await missing_segments(self._repository.remote.store, known) if known else set()
         if not gone:
             return
         ids = [cid for cid, place in places.iter_chunks() if SegmentRef(place.node, place.segment) in gone]
-        away = [cid for cid in ids if not self._volume.reader.has(cid)]
         log.warning("%d segments were collected meanwhile; %d chunks are uploaded again", len(gone), len(ids))
-        try:
-            await self.bring_here(away)
-        except StoreCorrupt as exc:
-            log.error("chunks are neither here nor in the remote any more: %s", exc)
-        places.forget([cid for cid in ids if self._volume.reader.has(cid)])
+        lost = await self._bring(ids)
+        if lost:
+            log.error(
+                "%d chunks are neither here nor in the remote any more, or damaged there (%s): `sessfs fsck --remote` "
+                "names the files: take them from an older snapshot or a backup",
+                len(lost),
+                next(iter(lost.values())),
+            )
         sessions: list[Ino] = [session for session, published in places.iter_published() if not published.stub]
         for session in sessions:
-            self._changes.note_whole(session)
+            self._volume.changes.note_whole(session)

@@ -11,7 +11,7 @@ import trio
 
 from sessfs.errors import RemoteUnavailable, SessfsError
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S
-from sessfs.remote.node import Identity, Node, open_node, require_conditional_writes
+from sessfs.remote.node import Identity, Node, open_node
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -115,10 +115,7 @@ class NodeGate:
 async def open_gate(repository: Repository, settings: Settings, gate: NodeGate, deadline_s: float | None) -> Node:
     """Probe the endpoint and take the prefix. Raises RemoteHeld, RemoteUnsuitable, RemoteError."""
     remote = repository.remote
-    found = await remote.probe(deadline_s)
-    require_conditional_writes(
-        found.conditional_writes, single_node=settings.single_node, where=found.location or str(settings.remote)
-    )
+    await remote.require_conditional_writes(deadline_s)
     identity = Identity(gate.name, socket.gethostname(), os.getpid())
     store = remote.store if deadline_s is None else remote.within(deadline_s)
     opened = await open_node(

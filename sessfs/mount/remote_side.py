@@ -99,9 +99,6 @@ class RemoteSide:
             drop_file=volume.namespace.drop_root_file,
             rename=volume.rename_session,
         )
-        self.collector = Collector(
-            repository, gate, volume, self._changes, chunks, self.sessions, grace_s=settings.grace_s
-        )
         self.writeback = Writeback(
             store,
             repository.envelope,
@@ -114,10 +111,14 @@ class RemoteSide:
             volume.sealer,
             flush_kernel=self.flush_kernel,
             commit=volume.committer.commit,
-            prepare=self._prepare,
+            ready=self._wait_ready,
+            prepare=self.sessions.verify_all,
             clock_ns=time.time_ns,
             interval_s=settings.interval_s,
             done=self._note_done,
+        )
+        self.collector = Collector(
+            repository, gate, volume, chunks, self.sessions, publishing=self.writeback.busy, grace_s=settings.grace_s
         )
         self.history = History(
             volume.inodes,
@@ -206,16 +207,15 @@ class RemoteSide:
         nursery.start_soon(self.writeback.run)
         nursery.start_soon(self.collector.run)
 
-    async def _prepare(self) -> None:
-        """Before a round of publishing is cut: nothing is published that was not held against the remote. A node that
-        opens while the round is under way does so too late for it. Raises RemoteError.
+    async def _wait_ready(self) -> None:
+        """Before a round of publishing: nothing is published that was not held against the remote. A node that opens
+        while the round is under way does so too late for it. Raises RemoteUnavailable.
         """
         self.gate.require_open()
         with trio.move_on_after(BEGIN_S):
             await self._may_publish.wait()
         if not self._may_publish.is_set():
             raise RemoteUnavailable("it is not known yet what was collected from the remote while this node was away")
-        await self.sessions.verify_all()
 
     async def _distrust_missing(self) -> None:
         while True:

@@ -52,6 +52,7 @@ def remote_settings(settings: Settings) -> RemoteSettings:
         region=settings.region,
         addressing="path" if settings.path_style else "auto",
         upload_limit=settings.upload_limit_bytes_per_s,
+        single_node=settings.single_node,
     )
 
 
@@ -67,7 +68,8 @@ async def open_repository(remote: Remote, secret: bytes | None, state: CachedSta
     """Read PREFIX/format, or make it when the remote is new; where it can't be read, what the state remembers of it.
 
     Raises RemoteUnavailable or RemoteDenied when it can't be read and nothing is remembered, KeyWrong, and
-    RemoteUnsuitable when the state belongs to another repository, or to one that is not there.
+    RemoteUnsuitable when the state belongs to another repository, or to one that is not there, or a new remote has no
+    conditional writes.
     """
     store = remote.within(deadline_s)
     try:
@@ -78,6 +80,7 @@ async def open_repository(remote: Remote, secret: bytes | None, state: CachedSta
                 f"there is no repository at {remote.url}, but this state was used with one: check --remote; "
                 "for a new repository mount with an empty --state"
             ) from exc
+        await remote.require_conditional_writes(deadline_s)
         encoded = encode_format(new_format(state.hash_key or secrets.token_bytes(HASH_KEY_BYTES), secret))
         try:
             await store.put_if(FORMAT_KEY, encoded, None)

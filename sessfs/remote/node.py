@@ -25,7 +25,6 @@ from sessfs.errors import (
     RemoteError,
     RemoteHeld,
     RemoteMissing,
-    RemoteUnsuitable,
 )
 from sessfs.format.repository import (
     HOLDER_KEY,
@@ -455,12 +454,3 @@ async def _take_from(
         except RemoteConflict as exc:
             raise RemoteHeld(f"the remote is held by {who}, and its heart beats: unmount it there first") from exc
     return await read_known(store, envelope, state)
-
-
-def require_conditional_writes(conditional: bool | None, *, single_node: bool, where: str) -> None:
-    """Raises RemoteUnsuitable on an endpoint where nodes can't be kept apart, unless the operator vouches for it."""
-    if not conditional and not single_node:
-        raise RemoteUnsuitable(
-            f"{where} has no conditional writes, so two mounts could not be kept apart: if this is the only one, "
-            "say so with --single-node"
-        )

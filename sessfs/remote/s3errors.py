@@ -221,6 +221,8 @@ def _map_answer(exc: boto.ClientError, op: str, what: str) -> RemoteError:
     if status == 404:
         # Not the store's words for an absent object: a proxy, a wrong endpoint, a store being deployed.
         return RemoteUnavailable(f"{said}, which is no answer of S3; check --endpoint-url; it will be tried again")
+    if op == "put_if" and status == 501:
+        return RemoteUnsuitable(f"{said}; without conditional writes, one node alone can use it: see --single-node")
     return RemoteUnsuitable(f"{said}; this endpoint does not take what sessfs sends: see docs/s3.md")
 
 

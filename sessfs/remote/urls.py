@@ -11,11 +11,12 @@ from urllib.parse import unquote, urlsplit
 
 import trio
 
-from sessfs.errors import UsageError
+from sessfs.errors import RemoteUnsuitable, UsageError
 from sessfs.remote.directory import DirectoryStore
 from sessfs.remote.objectstore import Capabilities, Limited, ObjectStore
 from sessfs.remote.probe import probe
 from sessfs.remote.retrying import Health, HealthReport, Retrying, RetryPolicy
+from sessfs.remote.single_node import SingleNodeStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -55,6 +56,8 @@ class RemoteSettings:
     read_timeout_s: float = 30.0
     in_flight_bytes: int = 64 << 20
     """Bound on the bodies being uploaded at once, and again on those being read."""
+    single_node: bool = False
+    """The operator vouches that one node at a time writes, so that the endpoint need not have conditional writes."""
 
 
 def parse_remote(url: str) -> S3Location | DirectoryLocation:
@@ -77,9 +80,11 @@ def parse_remote(url: str) -> S3Location | DirectoryLocation:
 class Remote:
     """The opened remote: `store` for work that may wait, `within` for what may not, and what `status` shows."""
 
-    def __init__(self, settings: RemoteSettings, store: Retrying) -> None:
+    def __init__(self, settings: RemoteSettings, store: Retrying, single_node: SingleNodeStore | None) -> None:
+        """*single_node* is below *store*, where the settings say so."""
         self._settings = settings
         self._store = store
+        self._single_node = single_node
         self._capabilities: Capabilities | None = None
 
     @property
@@ -103,7 +108,20 @@ class Remote:
         """
         if self._capabilities is None:
             self._capabilities = await probe(self._store if deadline_s is None else self.within(deadline_s))
+            if self._single_node is not None and not self._capabilities.conditional_writes:
+                self._single_node.stand_in()
         return self._capabilities
+
+    async def require_conditional_writes(self, deadline_s: float | None = None) -> None:
+        """To be called before the first conditional write. Raises RemoteUnsuitable where nodes can't be kept apart and
+        the operator does not vouch for it; else as `probe`.
+        """
+        found = await self.probe(deadline_s)
+        if not found.conditional_writes and self._single_node is None:
+            raise RemoteUnsuitable(
+                f"{found.location or self._settings.url} has no conditional writes, so two mounts could not be kept "
+                "apart: if this is the only one, say so with --single-node"
+            )
 
     def capabilities(self) -> Capabilities:
         """What is known of the endpoint: as probed, if it was."""
@@ -116,16 +134,23 @@ class Remote:
 
 @asynccontextmanager
 async def open_remote(settings: RemoteSettings, policy: RetryPolicy | None = None) -> AsyncIterator[Remote]:
-    """Build the stack: Retrying(Limited(S3Store or DirectoryStore)). Sends no request, so it works without a network.
+    """Build the stack: Retrying(Limited(S3Store or DirectoryStore)), with a SingleNodeStore below Limited if the
+    settings say so. Sends no request, so it works without a network.
 
     Raises UsageError for a URL or setting that can't be used, RemoteDenied or RemoteUnsuitable if the directory or the
     AWS configuration can't.
     """
     health = Health()
     base = await _open_base(settings, health)
-    limited = Limited(base, requests=settings.connections, uploads=settings.uploads, upload_limit=settings.upload_limit)
+    single_node = SingleNodeStore(base) if settings.single_node else None
+    limited = Limited(
+        single_node or base,
+        requests=settings.connections,
+        uploads=settings.uploads,
+        upload_limit=settings.upload_limit,
+    )
     try:
-        yield Remote(settings, Retrying(limited, policy, health))
+        yield Remote(settings, Retrying(limited, policy, health), single_node)
     finally:
         with trio.CancelScope(shield=True):
             await base.aclose()

@@ -97,8 +97,8 @@ class RemoteEraser:
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         """*busy* and *publish* are the write-back's. *bring_here* has chunks in the local store on return, as far as
-        they are held; *settle_reads* waits for range reads that are under way; *clean_frames* takes dead chunks out of
-        local frames.
+        they are held, and their places forgotten; *settle_reads* waits for range reads that are under way;
+        *clean_frames* takes dead chunks out of local frames.
         """
         self._store = store
         self._envelope = envelope
@@ -251,12 +251,10 @@ class RemoteEraser:
     async def _release_places(self, doomed: Collection[SegmentRef]) -> None:
         """No chunk is placed in a doomed segment here any more; what is still needed is uploaded again."""
         placed = [cid for cid, place in self._places.iter_chunks() if SegmentRef(place.node, place.segment) in doomed]
-        held = [cid for cid in placed if self._is_held(cid)]
-        await self._bring_here(held)
+        await self._bring_here(placed)
         # What came from doomed segments came as whole frames, and would go up as such.
         await self._settle_reads()
         await self._clean_frames()
-        self._places.forget(placed)
 
     async def _delete(self, view: View, doomed: Collection[SegmentRef]) -> None:
         """Delete the doomed segments, and every checkpoint that no node needs."""

@@ -27,7 +27,7 @@ class ChunkEvicter(Protocol):
     """Removes chunks from the local store."""
 
     async def evict(self, ids: Sequence[ChunkId]) -> None:
-        """See Sealer."""
+        """See Sealer: what has lost its place since it was looked at stays."""
 
 
 async def evict_when_full(

@@ -6,10 +6,11 @@ fetched like one that is missing, and replaced.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
@@ -64,6 +65,22 @@ class _Start:
     last_s: float
     ids: dict[ChunkId, None]
     stored: bool = False
+
+
+@dataclass
+class _Receipt:
+    """Whether the local store took a frame: *known* is set once *problem* says why not, or is None for good."""
+
+    known: trio.Event = field(default_factory=trio.Event)
+    problem: LocalStoreError | None = None
+
+
+class _Fetched(NamedTuple):
+    """A frame on its way to the local store, its chunks that are held, and who waits until it is there."""
+
+    record: bytes
+    ids: list[ChunkId]
+    receipt: _Receipt | None
 
 
 class _Read(NamedTuple):
@@ -124,10 +141,9 @@ class RemoteChunks:
         self._is_storing = False
         self._flights: dict[tuple[str, int, int], trio.Event] = {}
         self._reads = trio.CapacityLimiter(PARALLEL_READS)
-        self._queue_send, self._queue_receive = trio.open_memory_channel[tuple[bytes, list[ChunkId]]](STORE_QUEUE)
+        self._queue_send, self._queue_receive = trio.open_memory_channel[_Fetched](STORE_QUEUE)
         self._monotonic_s = monotonic_s
         self._starts: dict[Ino, _Start] = {}
-        self._stored = trio.Event()
 
     def is_here(self, cid: ChunkId) -> bool:
         """See ChunkSource. A damaged chunk is not here."""
@@ -165,10 +181,43 @@ class RemoteChunks:
         for first in range(0, len(wanted), PREFETCH_CHUNKS):
             await self.fetch(wanted[first : first + PREFETCH_CHUNKS])
 
-    async def wait_stored(self, ids: Collection[ChunkId]) -> None:
-        """Return once all of *ids*, which were fetched, are in the local store and not just in memory."""
-        while not all(self._reader.has(cid) for cid in ids):
-            await self._stored.wait()
+    async def bring(self, ids: Collection[ChunkId]) -> dict[ChunkId, StoreCorrupt | RemoteCorrupt]:
+        """Have those of *ids* that are held stored here for sure, not just in memory, however many they are. Returns
+        which of them can't be had, and why; the others come all the same. Raises RemoteError when the remote can't be
+        asked, LocalStoreError when the local store does not take them.
+
+        Whether a chunk is still here on return is the evicter's business.
+        """
+        wanted: dict[RemotePlace, list[ChunkId]] = {}
+        lost: dict[ChunkId, StoreCorrupt | RemoteCorrupt] = {}
+        for cid in ids:
+            if not self._references.is_held(cid) or (self._reader.has(cid) and cid not in self._damaged):
+                continue
+            place = self._places.find(cid)
+            if place is None:
+                lost[cid] = StoreCorrupt(f"chunk {cid.hex()} is needed, and neither here nor in the remote")
+            else:
+                wanted.setdefault(place, []).append(cid)
+
+        async def bring(read: _Read) -> None:
+            receipts: list[_Receipt] = []
+            try:
+                await self._read(read, wanted, receipts)
+            except (StoreCorrupt, RemoteCorrupt) as exc:
+                if isinstance(exc, RemoteCorrupt) and len(read.frames) > 1:
+                    for offset, length in read.frames:
+                        await bring(_Read(read.node, read.segment, offset, offset + length, [(offset, length)]))
+                    return
+                for offset, length in read.frames:
+                    lost.update((cid, exc) for cid in wanted[RemotePlace(read.node, read.segment, offset, length)])
+            # Before the next read: what is on its way takes memory, and a full disk should be noticed.
+            for receipt in receipts:
+                await receipt.known.wait()
+                if receipt.problem is not None:
+                    raise receipt.problem
+
+        await for_each(over(plan_reads(wanted)), bring, PARALLEL_READS)
+        return lost
 
     async def settle(self) -> None:
         """Return once the range reads that are under way are over, and what they brought is in the local store."""
@@ -203,7 +252,12 @@ class RemoteChunks:
             wanted.setdefault(place, []).append(cid)
         await for_each(over(plan_reads(wanted)), lambda read: self._read(read, wanted), PARALLEL_READS)
 
-    async def _read(self, read: _Read, expected: _Expected) -> None:
+    async def _read(self, read: _Read, expected: _Expected, receipts: list[_Receipt] | None = None) -> None:
+        """With *receipts* the frames are stored for sure, and each adds one; else as far as there is room."""
+        if receipts is not None:
+            # Whoever reads them now may drop them.
+            while flying := [key for f in read.frames if (key := (read.node, read.segment, f[0])) in self._flights]:
+                await self._flights[flying[0]].wait()
         wanted = [f for f in read.frames if (read.node, read.segment, f[0]) not in self._flights]
         others = [self._flights[read.node, read.segment, f[0]] for f in read.frames if f not in wanted]
         if wanted:
@@ -211,7 +265,7 @@ class RemoteChunks:
             for offset, _ in wanted:
                 self._flights[read.node, read.segment, offset] = done
             try:
-                await self._read_frames(read, wanted, expected)
+                await self._read_frames(read, wanted, expected, receipts)
             finally:
                 for offset, _ in wanted:
                     del self._flights[read.node, read.segment, offset]
@@ -219,7 +273,9 @@ class RemoteChunks:
         for event in others:
             await event.wait()
 
-    async def _read_frames(self, read: _Read, frames: list[tuple[int, int]], expected: _Expected) -> None:
+    async def _read_frames(
+        self, read: _Read, frames: list[tuple[int, int]], expected: _Expected, receipts: list[_Receipt] | None
+    ) -> None:
         start = frames[0][0]
         end = max(offset + length for offset, length in frames)
         key = segment_key(read.node, read.segment)
@@ -233,14 +289,27 @@ class RemoteChunks:
             sealed = blob.body[offset - start : offset - start + length]
             ids = expected.get(RemotePlace(read.node, read.segment, offset, length), ())
             try:
-                self._take_frame(open_frame(sealed, read.node, read.segment, offset, self._envelope), key, ids)
+                record = open_frame(sealed, read.node, read.segment, offset, self._envelope)
+                kept = self._take_frame(record, key, ids)
             except RemoteCorrupt as exc:
                 damage = damage or exc
+            else:
+                await self._hand_over(record, kept, receipts)
             await trio.lowlevel.checkpoint()
         if damage is not None:
             raise damage
 
-    def _take_frame(self, record: bytes, key: str, expected: Collection[ChunkId]) -> None:
+    async def _hand_over(self, record: bytes, kept: list[ChunkId], receipts: list[_Receipt] | None) -> None:
+        if receipts is not None:
+            receipts.append(_Receipt())
+            await self._queue_send.send(_Fetched(record, kept, receipts[-1]))
+            return
+        # Where the local store is behind, the chunks stay in memory while there is room, and are fetched again later.
+        with contextlib.suppress(trio.WouldBlock):
+            self._queue_send.send_nowait(_Fetched(record, kept, None))
+
+    def _take_frame(self, record: bytes, key: str, expected: Collection[ChunkId]) -> list[ChunkId]:
+        """The frame's chunks that are held, verified; they are in memory from here on. Raises RemoteCorrupt."""
         try:
             entries, payload = decode_frame_record(record)
             plain = self._codec.view(payload)
@@ -251,7 +320,7 @@ class RemoteChunks:
         kept: list[ChunkId] = []
         offset = 0
         for cid, length in entries:
-            if self._references.count(cid):
+            if self._references.is_held(cid):
                 try:
                     verify_chunk(self._hash_key, cid, plain[offset : offset + length])
                 except StoreCorrupt as exc:
@@ -259,11 +328,7 @@ class RemoteChunks:
                 self._remember(cid, bytes(plain[offset : offset + length]))
                 kept.append(cid)
             offset += length
-        try:
-            self._queue_send.send_nowait((record, kept))
-        except trio.WouldBlock:
-            # The local store is behind: the chunks stay in memory while there is room, and are fetched again later.
-            return
+        return kept
 
     def _remember(self, cid: ChunkId, chunk: bytes) -> None:
         if cid not in self._memory:
@@ -276,26 +341,31 @@ class RemoteChunks:
     async def run(self, keeper: FrameKeeper) -> None:
         """Hand fetched frames to the local store, for ever; started once, in the daemon's nursery."""
         async for item in self._queue_receive:
-            frames, size = [item], len(item[0])
+            frames, size = [item], len(item.record)
             while size < STORE_BATCH_BYTES:
                 try:
                     frames.append(self._queue_receive.receive_nowait())
                 except trio.WouldBlock:
                     break
-                size += len(frames[-1][0])
-            ids = {cid for _, kept in frames for cid in kept}
+                size += len(frames[-1].record)
+            ids = {cid for frame in frames for cid in frame.ids}
             self._is_storing = True
             damaged = sorted(ids & self._damaged)
+            problem: LocalStoreError | None = None
             try:
-                await keeper.store_frames(frames, damaged)
+                await keeper.store_frames([(frame.record, frame.ids) for frame in frames], damaged)
             except LocalStoreError as exc:
                 log.warning("fetched chunks could not be kept: %s", exc)
-                continue
+                problem = exc
             finally:
                 self._is_storing = False
+            for frame in frames:
+                if frame.receipt is not None:
+                    frame.receipt.problem = problem
+                    frame.receipt.known.set()
+            if problem is not None:
+                continue
             self._damaged.difference_update(damaged)
-            self._stored.set()
-            self._stored = trio.Event()
             for cid in ids:
                 dropped = self._memory.pop(cid, None)
                 if dropped is not None:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 PARALLEL_SEGMENTS = 8
 SHARE_STEPS = 1 << 32
+REFERRING_KINDS = ("object", "manifest")
+"""Problems of these kinds are with something that refers to segments."""
 
 
 class Sampling(NamedTuple):
@@ -288,7 +290,12 @@ class _Check:
             notes.append(f"{len(strangers)} objects are not of sessfs: {strangers[0]}, ...")
         idle = [stored.size for ref, stored in view.inventory.segments.items() if ref not in self._used]
         if idle:
-            notes.append(f"{len(idle)} segments ({sum(idle)} bytes) are not referred to: `sessfs gc` collects them")
+            which = f"{len(idle)} segments ({sum(idle)} bytes)"
+            # What a damaged one refers to was not seen.
+            if any(problem.kind in REFERRING_KINDS for problem in self._problems):
+                notes.append(f"whether {which} are needed can't be told before the damaged objects are mended")
+            else:
+                notes.append(f"{which} are not referred to: `sessfs gc` collects them")
         return notes
 
 

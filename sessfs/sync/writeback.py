@@ -77,13 +77,16 @@ class Writeback(Generic[FrozenT]):
         *,
         flush_kernel: Callable[[], Awaitable[None]],
         commit: Callable[[], Awaitable[None]],
+        ready: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         prepare: Callable[[], Awaitable[None]],
         clock_ns: Callable[[], int],
         interval_s: float,
         done: Callable[[Sequence[Ino], Sequence[Ino]], None] = lambda published, removed: None,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """*done* is told, after each round, of sessions whose snapshot, and whose removal, is published."""
+        """*ready* is awaited before each round, *prepare* once it holds `busy`; either may raise RemoteError. *done* is
+        told, after each round, of sessions whose snapshot, and whose removal, is published.
+        """
         self._store = store
         self._envelope = envelope
         self._publisher = publisher
@@ -96,6 +99,7 @@ class Writeback(Generic[FrozenT]):
         self._cutter = Cutter(inodes, changes, references, freezer, places.published)
         self._flush_kernel = flush_kernel
         self._commit = commit
+        self._ready = ready
         self._prepare = prepare
         self._clock_ns = clock_ns
         self._interval_s = interval_s
@@ -129,6 +133,7 @@ class Writeback(Generic[FrozenT]):
         LocalStoreError; then all changes are still here and pending. A session of which a chunk is lost is left
         out, and raised as StoreCorrupt once the others are published.
         """
+        await self._ready()
         async with self.busy:
             await self._flush_kernel()
             await self._prepare()

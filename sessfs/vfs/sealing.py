@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.hotfiles import HotFiles
     from sessfs.local.inodes import Inode, Inodes
+    from sessfs.local.places import Places
     from sessfs.vfs.fileio import FileIO
     from sessfs.vfs.quiet import Quiet
 
@@ -231,14 +232,14 @@ class Sealer:
         monotonic_s: Callable[[], float],
         quiet: Quiet,
         is_roomy: Callable[[], bool],
-        forget_places: Callable[[Sequence[ChunkId]], None],
+        places: Places,
     ) -> None:
         """What has been idle for *idle_s* is sealed when it is *quiet*, and at once while hot files leave little room:
         while it is not *is_roomy*.
         """
         self._quiet = quiet
         self._is_roomy = is_roomy
-        self._forget_places = forget_places
+        self._places = places
         self._client = client
         self._inodes = inodes
         self._fileio = fileio
@@ -449,9 +450,18 @@ class Sealer:
             return await self._client.call(request)
 
     async def evict(self, ids: Sequence[ChunkId]) -> None:
-        """Remove chunks that recipes name and the remote has. Raises LocalStoreError."""
+        """Remove chunks that recipes name, those that still have a place once it is their turn. LocalStoreError."""
         async with self._busy:
-            await self._request(DropRequest([bytes(cid) for cid in ids]))
+            await self._request(DropRequest([bytes(cid) for cid in ids if self._places.has(cid)]))
+
+    async def forget_places(self, ids: Sequence[ChunkId]) -> list[ChunkId]:
+        """Forget the places of chunks that are here or that nothing holds, and return the others, which only the remote
+        has. No place of a held chunk may be forgotten but here, where nothing is being evicted.
+        """
+        async with self._busy:
+            away = {cid for cid in ids if self._references.is_held(cid) and not self._reader.has(cid)}
+            self._places.forget(cid for cid in ids if cid not in away)
+            return [cid for cid in ids if cid in away]
 
     async def drop_dead(self) -> None:
         """Drop chunks that nothing names any more. Raises LocalStoreError."""
@@ -465,7 +475,7 @@ class Sealer:
                     self._references.note_unused(dead)
                     raise
                 # A session that was loaded meanwhile names them again, and the remote is where they are.
-                self._forget_places([cid for cid in dead if not self._references.is_held(cid)])
+                self._places.forget(cid for cid in dead if not self._references.is_held(cid))
 
     async def rewrite_mixed(self) -> None:
         """Have no dead chunk in a frame with others, so that none travels with them. Raises LocalStoreError."""

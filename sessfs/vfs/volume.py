@@ -130,7 +130,7 @@ class Volume:
             monotonic_s=monotonic_s,
             quiet=Quiet(requests, monotonic_s),
             is_roomy=lambda: self.space.hot_bytes <= cache_bound_bytes // ROOMY_PART,
-            forget_places=self.places.forget,
+            places=self.places,
         )
         self.read_only_reason: str | None = None
         """Why nothing may be changed, None while it may."""

@@ -12,14 +12,13 @@ from sessfs.errors import (
     RemoteError,
     RemoteHeld,
     RemoteUnavailable,
-    RemoteUnsuitable,
 )
 from sessfs.format.envelope import AeadEnvelope, Envelope, PlainEnvelope
 from sessfs.format.manifest import Manifest, ManifestRef
 from sessfs.format.repository import decode_holder, decode_session_object, decode_state
 from sessfs.format.segment import SegmentBuilder, segment_key, session_key, state_key
 from sessfs.remote import node as node_module
-from sessfs.remote.node import Identity, Node, open_node, require_conditional_writes
+from sessfs.remote.node import Identity, Node, open_node
 from tests.support.faultystore import FaultyStore, bucket_gone, timeout
 from tests.support.memorystore import MemoryStore
 
@@ -392,11 +391,3 @@ async def test_node_heartbeat_survives_a_remote_that_is_away(autojump_clock: tri
         assert 4 <= store.count("put_if") - before <= 7
         nursery.cancel_scope.cancel()
     assert node.fenced is None
-
-
-def test_node_needs_conditional_writes_or_the_operators_word() -> None:
-    require_conditional_writes(True, single_node=False, where="there")
-    require_conditional_writes(False, single_node=True, where="there")
-    for found in (False, None):
-        with pytest.raises(RemoteUnsuitable, match="--single-node"):
-            require_conditional_writes(found, single_node=False, where="there")

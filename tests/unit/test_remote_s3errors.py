@@ -132,3 +132,8 @@ def test_retry_after_takes_numbers_and_dates(value: str, expected_s: float | Non
 def test_error_code_of_what_is_no_answer_is_empty() -> None:
     assert error_code(OSError()) == ""
     assert error_code(answer(503, "SlowDown")) == "SlowDown"
+
+
+def test_refused_conditional_write_says_what_helps() -> None:
+    assert "--single-node" in str(map_error(answer(501, "NotImplemented"), "put_if", "holder"))
+    assert "--single-node" not in str(map_error(answer(501, "NotImplemented"), "get", "holder"))

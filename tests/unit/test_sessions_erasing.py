@@ -22,6 +22,7 @@ from sessfs.local.db import Database
 from sessfs.mount.verbs_erase import redact
 from sessfs.sessions.erasing import Purger
 from sessfs.sessions.trash import NAME_XATTR
+from sessfs.sync.bringing import bring_here as bring
 from sessfs.sync.erasing import RemoteEraser
 from sessfs.sync.fsck_remote import Sampling, check_remote
 from sessfs.sync.keeping import Policy
@@ -31,7 +32,7 @@ from tests.support.memorystore import MemoryStore
 from tests.support.volumes import HASH_KEY, assert_clean, open_box, open_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from sessfs.sessions.lives import Lives
     from sessfs.types import ChunkId
@@ -101,9 +102,8 @@ class Remote:
     def __init__(self, machine: Machine, store: MemoryStore, crash_point: Callable[[str], None] = lambda name: None):
         volume = machine.volume
 
-        async def bring_here(ids: list[ChunkId]) -> None:
-            await machine.chunks.prefetch(list(ids))
-            await machine.chunks.wait_stored([cid for cid in ids if volume.references.is_held(cid)])
+        async def bring_here(ids: Collection[ChunkId]) -> None:
+            assert not await bring(machine.chunks, volume.places, volume.sealer, ids)
 
         self.history, self.lives = machine.history, machine.lives
         eraser = RemoteEraser(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
+from sessfs.sync.bringing import bring_here
 from sessfs.sync.evict import evict_when_full
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import assert_clean, open_machine, wait_until
@@ -62,4 +64,40 @@ async def test_evict_nothing_uploaded_leaves_everything(tmp_path: Path) -> None:
         with trio.move_on_after(1.3):
             await evict_when_full(volume.reader, volume.places, volume.sealer, volume.space.used_bytes, MIB)
         assert volume.space.used_bytes() == used
+    assert_clean(tmp_path / "a")
+
+
+@pytest.mark.parametrize("order", ["evict, bring", "bring, evict", "evicting, bring"])
+async def test_evict_spares_what_loses_its_place_meanwhile(tmp_path: Path, order: str) -> None:
+    """Both wait for the seal process, in either order, or it is evicting already."""
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store) as machine:
+        volume = machine.volume
+        machine.mkdir(b"s")
+        await machine.write(b"s/f", random.Random(1).randbytes(MIB))
+        await machine.publish()
+        ids = [cid for cid, _ in volume.places.iter_chunks()]
+
+        async def evict() -> None:
+            await volume.sealer.evict(ids)
+
+        async def bring() -> None:
+            assert not await bring_here(machine.chunks, volume.places, volume.sealer, ids)
+
+        async def settle() -> None:
+            for _ in range(5):
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            if order != "evicting, bring":
+                nursery.start_soon(volume.sealer.rewrite_mixed)
+                await settle()
+            for work in (bring, evict) if order == "bring, evict" else (evict, bring):
+                nursery.start_soon(work)
+                await settle()
+        assert all(volume.reader.has(cid) for cid in ids)
+        assert not any(volume.places.has(cid) for cid in ids)
+        assert await machine.contents() == {b"s/f": random.Random(1).randbytes(MIB)}
+        machine.changes.note_whole(machine.get(b"s").ino)
+        await machine.publish()
     assert_clean(tmp_path / "a")

@@ -127,6 +127,29 @@ async def test_check_damaged_object_is_named_and_the_rest_is_checked(key: str) -
     assert report.counts["snapshots"] >= 1
 
 
+@pytest.mark.parametrize("damaged", ["state", "checkpoint", "session", "manifest"])
+async def test_check_what_is_not_referred_to_is_not_told_from_damaged_objects(damaged: str) -> None:
+    store = MemoryStore()
+    writer = await _fill(store, release=False)
+    if damaged in ("session", "manifest"):
+        await writer.release()
+    elif writer.node is not None:
+        await writer.node.checkpoint()
+    for number in (3, 4):
+        await store.put(segment_key("n", number), b"?" * 10)
+    assert any(note.startswith("2 segments") and "not referred to" in note for note in (await _check(store)).notes)
+    if damaged == "manifest":
+        footer = footer_of(store.objects[segment_key("n", 2)], "n", 2, PLAIN)
+        for entry in footer.manifests:
+            _flip(store, segment_key("n", 2), entry.offset + 5)
+    else:
+        store.objects[next(key for key in store.objects if f"/{damaged}" in f"/{key}")] = b"{}"
+    report = await _check(store)
+    assert report.problems
+    assert not any("not referred to" in note for note in report.notes)
+    assert any("can't be told" in note for note in report.notes)
+
+
 async def test_check_frame_at_another_place_than_the_manifest_says_is_found() -> None:
     """The segment was written again with other content, as a bug of numbering would do."""
     store = MemoryStore()

@@ -15,6 +15,7 @@ from sessfs.errors import LocalStoreError, StoreCorrupt
 from sessfs.local.chunkstore import FRAME_COUNT, FRAME_ENTRY, FRAME_KEY, FRAMES, find_place
 from sessfs.types import ROOT_INO
 from sessfs.vfs import fileio
+from sessfs.vfs.sealjobs import DropRequest
 from tests.support.faultystore import FaultyStore
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import OWNER, assert_clean, examples, open_machine
@@ -363,7 +364,8 @@ async def test_writeback_one_damaged_session_does_not_hold_up_the_others(tmp_pat
             await machine.write(user + b"/f", noise(user[0], 100_000))
             await machine.seal()
         hurt = machine.get(b"hurt/f")
-        await machine.volume.sealer.evict(list(machine.volume.inodes.load_recipe(hurt).iter_chunks()))
+        lost = [bytes(cid) for cid in machine.volume.inodes.load_recipe(hurt).iter_chunks()]
+        await machine.volume.sealer._request(DropRequest(lost))
         with pytest.raises(StoreCorrupt, match="hurt"):
             await machine.publish()
         assert set(machine.changes.sessions) == {machine.get(b"hurt").ino}
