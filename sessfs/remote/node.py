@@ -105,6 +105,7 @@ class Node:
         self._given: dict[int, list[tuple[bytes, ManifestRef | None, int]]] = {}
         """What becomes true once the state names that segment: it may do so later than it was heard of."""
         self._swapping = trio.Lock()
+        self._checkpointing = trio.Lock()
         self.untouched = untouched
         """True when no other node has held the prefix since this one last did: what is here is the latest."""
         self._fenced_event = trio.Event()
@@ -210,12 +211,19 @@ class Node:
             await self._fenced_event.wait()
 
     async def checkpoint(self) -> None:
-        """Write the catalogue down, so that a start need not read the segments before. Raises Fenced, RemoteError."""
-        number = self._state.last_segment
-        await self._put_checkpoint(number)
-        await self._swap(last_checkpoint=number, has_checkpoint=True)
+        """Write the catalogue down as it is after the call, so that a start need not read the segments before. Raises
+        Fenced, RemoteError.
+        """
+        # One at a time: an older one would overwrite a newer one, or be named in its place, when the segments between
+        # may be erased already. So the number only grows.
+        async with self._checkpointing:
+            number = self._state.last_segment
+            await self._put_checkpoint(number)
+            # What was published meanwhile is above the number: a start reads those segments.
+            await self._swap(last_checkpoint=number, has_checkpoint=True)
 
     async def _put_checkpoint(self, number: int) -> None:
+        """Of the catalogue as it is at the call, *number* being the last segment then. Raises RemoteError."""
         entries = [(name, ref, sequence) for name, (ref, sequence) in sorted(self._catalogue.items())]
         kept = self.keeping.for_checkpoint(self._catalogue)
         checkpoint = Checkpoint(self.name, number, self.incarnation, entries, kept)
@@ -256,7 +264,8 @@ class Node:
         await for_each(over(list(self._catalogue)), settle)
         for name in self.keeping.untold(self._catalogue):
             await self.keeping.rewrite(self._store, name)
-        await self._swap(clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False)
+        async with self._checkpointing:
+            await self._swap(clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False)
         self._catalogue.clear()
         self.keeping.end()
 

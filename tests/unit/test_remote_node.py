@@ -16,11 +16,12 @@ from sessfs.errors import (
 )
 from sessfs.format.envelope import AeadEnvelope, Envelope, PlainEnvelope
 from sessfs.format.manifest import Manifest, ManifestRef
-from sessfs.format.repository import decode_holder, decode_session_object, decode_state
+from sessfs.format.repository import KeptSnapshot, decode_holder, decode_session_object, decode_state
 from sessfs.format.segment import SegmentBuilder, segment_key, session_key, state_key
 from sessfs.remote import node as node_module
 from sessfs.remote.node import Identity, Node, open_node, require_conditional_writes
 from tests.support.faultystore import FaultyStore, bucket_gone, timeout
+from tests.support.heldstore import HeldStore
 from tests.support.memorystore import MemoryStore
 
 PLAIN = PlainEnvelope()
@@ -174,6 +175,45 @@ async def test_node_that_always_publishes_writes_checkpoints_too(autojump_clock:
     state = decode_state(store.objects[state_key("a")])
     assert state.has_checkpoint
     assert state.last_checkpoint >= node_module.CHECKPOINT_AT_LAST
+
+
+async def test_node_slow_checkpoint_does_not_undo_a_later_one() -> None:
+    """The segments before the later one may be gone by the time that the slow one is done."""
+    store = HeldStore(MemoryStore())
+    node = await take(store)
+    await publish(node, store, b"s", b"gone")
+    slow = store.hold("put", "*/checkpoints/*")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.checkpoint)
+        await slow.reached.wait()
+        await publish(node, store, b"t", gone=(b"gone",))
+        nursery.start_soon(node.erase, [b"gone"])
+        await trio.testing.wait_all_tasks_blocked()
+        slow.release()
+    await store.delete([segment_key("a", 1), segment_key("a", 2)])
+    assert await names_of(await take(store)) == [b"s", b"t"]
+
+
+async def test_node_slow_checkpoint_does_not_overwrite_what_a_later_one_says_of_kept_snapshots() -> None:
+    inner = MemoryStore()
+    store = HeldStore(inner)
+    node = await take(store)
+    kept: list[KeptSnapshot] = []
+    node.keeping.kept_of = lambda name: list(kept)
+    await publish(node, store, b"s")
+    found = await node.resolve(b"s")
+    assert found is not None
+    assert found[0] is not None
+    kept.append(KeptSnapshot(1, 0, found[0]))
+    slow = store.hold("put", "*/checkpoints/*")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.checkpoint)
+        await slow.reached.wait()
+        kept[0] = KeptSnapshot(1, 0, found[0], "marked")
+        nursery.start_soon(node.save_kept, b"s")
+        await trio.testing.wait_all_tasks_blocked()
+        slow.release()
+    assert [one.mark for one in await (await take(inner)).resolve_kept(b"s")] == ["marked"]
 
 
 async def test_node_fenced_ends_its_run_and_says_by_whom(autojump_clock: trio.testing.MockClock) -> None:
