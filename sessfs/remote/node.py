@@ -108,6 +108,8 @@ class Node:
         self._checkpointing = trio.Lock()
         self.untouched = untouched
         """True when no other node has held the prefix since this one last did: what is here is the latest."""
+        self._releasing: NodeState | None = None
+        """What `release` writes, or wrote: the one clean state that is this node's own word."""
         self._fenced_event = trio.Event()
         self.fenced: str | None = None
         """Who took over, once it is known that somebody did."""
@@ -129,11 +131,17 @@ class Node:
 
     # -- the state
 
-    async def _swap(self, **changes: int | bool) -> None:
-        """Swap the state for one with *changes* and the next beat. Raises Fenced when it is no longer this node's."""
+    async def _swap(self, *, clean: bool = False, heartbeat: bool = False, **changes: int | bool) -> None:
+        """Swap the state for one with *changes* and the next beat. *clean* is for `release` alone; a *heartbeat* leaves
+        a clean state alone. Raises Fenced when it is no longer this node's.
+        """
         async with self._swapping:
             for _ in range(SWAP_TRIES):
-                state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, **changes)
+                if heartbeat and self._state.clean:
+                    return
+                state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, clean=clean, **changes)
+                if clean:
+                    self._releasing = state
                 try:
                     self._etag = await self._store.put_if(state_key(self.name), encode_state(state), self._etag)
                 except (RemoteConflict, RemoteMissing):
@@ -151,11 +159,15 @@ class Node:
         try:
             blob = await self._store.get(state_key(self.name))
             state = decode_state(blob.body, state_key(self.name))
-            if state.incarnation == self.incarnation and state.fenced_by is None:
+            is_mine = state.incarnation == self.incarnation and state.fenced_by is None
+            # A clean state lets others in, as a fenced one does: nothing may follow upon one that this node did not
+            # write.
+            if is_mine and (not state.clean or state == self._releasing):
                 self._etag = blob.etag
                 self._take_state(state)
                 return
-            self.fenced = state.fenced_by or "another process under the same node name"
+            stranger = "a node that took it for replaced" if is_mine else "another process under the same node name"
+            self.fenced = state.fenced_by or stranger
         except RemoteMissing:
             self.fenced = "somebody who deleted its state"
         self._fenced_event.set()
@@ -170,6 +182,10 @@ class Node:
         for last_segment in [n for n in self._given if n <= state.last_segment]:
             for name, ref, sequence in self._given.pop(last_segment):
                 self._catalogue[name] = (ref, sequence)
+
+    async def prove_right(self) -> None:
+        """See sync.erasing.Eraser."""
+        await self._swap()
 
     async def settle(self) -> None:
         """See Publisher."""
@@ -197,7 +213,7 @@ class Node:
                 if behind >= CHECKPOINT_EVERY:
                     await self.checkpoint()
                 else:
-                    await self._swap()
+                    await self._swap(heartbeat=True)
             except Fenced as exc:
                 log.error("%s", exc)
                 return
@@ -217,6 +233,9 @@ class Node:
         # One at a time: an older one would overwrite a newer one, or be named in its place, when the segments between
         # may be erased already. So the number only grows.
         async with self._checkpointing:
+            if self._state.clean:
+                # All is in the sessions' own objects.
+                return
             number = self._state.last_segment
             await self._put_checkpoint(number)
             # What was published meanwhile is above the number: a start reads those segments.

@@ -55,6 +55,11 @@ class Eraser(Publisher, Protocol):
     async def checkpoint(self) -> None:
         """Write down what is the latest, and kept, of each session. Raises Fenced, RemoteError."""
 
+    async def prove_right(self) -> None:
+        """Return once the remote has confirmed that the prefix was still this node's after the call. Raises Fenced,
+        RemoteError.
+        """
+
     def relocate(self, moved: Mapping[ManifestRef, ManifestRef]) -> None:
         """Kept snapshots lie elsewhere from now on."""
 
@@ -178,6 +183,9 @@ class RemoteEraser:
 
     async def _let_go_of_replaced(self, view: View, notes: list[str]) -> None:
         """Nodes that another one replaced keep alive what they last knew, the erased session with it: no more."""
+        # Only now is it sure that those in *view* are replaced: a node that took over since would be let go, too. And
+        # one that takes over from here on has another state by then, so that the swap of what *view* has fails.
+        await self._node.prove_right()
         for node, state in sorted(view.states.items()):
             if node == self._node.name or state.clean:
                 continue
