@@ -46,9 +46,9 @@ from sessfs.format.segment import (
     state_key,
 )
 from sessfs.remote.catalogue import Known, read_known
-from sessfs.remote.keeping import Keeping, read_object
+from sessfs.remote.keeping import Keeping
 from sessfs.remote.objectstore import iter_keys
-from sessfs.remote.parallel import for_each, over
+from sessfs.remote.sessionobjects import read_object, write_objects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -267,34 +267,32 @@ class Node:
         await self._swap(last_segment=last_segment)
 
     async def release(self) -> None:
-        """Write every session of the catalogue to its own object, and mark the state clean. Raises RemoteError."""
-
-        async def settle(name: bytes) -> None:
-            ref, sequence = self._catalogue[name]
-            key = session_key(self._envelope, name)
-            if ref is None:
-                await self._store.delete([key])
-            else:
-                await self.keeping.write(self._store, name, ref, sequence)
-
-        if self._catalogue or self.keeping.touched:
-            # The right to write them must still be this node's.
-            await self._swap()
-        await for_each(over(list(self._catalogue)), settle)
-        for name in self.keeping.untold(self._catalogue):
-            await self.keeping.rewrite(self._store, name)
+        """Write every session of the catalogue to its own object, and mark the state clean. Raises Fenced,
+        RemoteError.
+        """
+        await self._write_objects([*self._catalogue, *self.keeping.untold(self._catalogue)])
         async with self._checkpointing:
             await self._swap(clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False)
         self._catalogue.clear()
         self.keeping.end()
+
+    async def _write_objects(self, names: Sequence[bytes]) -> None:
+        """Have the sessions' own objects say what is the latest, and kept. Raises Fenced, RemoteError."""
+
+        def draft(name: bytes, there: SessionObject | None) -> SessionObject | None:
+            if name not in self._catalogue:
+                return self.keeping.retold(name, there)
+            ref, sequence = self._catalogue[name]
+            return None if ref is None else self.keeping.released(name, ref, sequence, there)
+
+        await write_objects(self._store, self._envelope, names, draft, self.prove_right)
 
     async def save_kept(self, name: bytes) -> None:
         """Have the remote know now which snapshots of the session are kept. Raises Fenced, RemoteError."""
         if name in self._catalogue:
             await self.checkpoint()
         else:
-            await self._swap()
-            await self.keeping.rewrite(self._store, name)
+            await self._write_objects([name])
 
     def relocate(self, moved: Mapping[ManifestRef, ManifestRef]) -> None:
         """See sync.erasing.Eraser."""

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-METHODS = ("get", "put", "put_if", "list_page", "delete")
-
 
 class Held:
     """One call that is to wait. *after*: it has its effect first, and its answer waits."""
@@ -47,15 +45,14 @@ class HeldStore(Forwarding):
         self._held: list[Held] = []
 
     def hold(self, method: str, keys: str, *, after: bool = False) -> Held:
-        """The next call of *method* for a key like *keys*, a shell pattern, waits; of list_page: for such a prefix."""
-        assert method in METHODS
+        """The next call of *method* for a key like *keys*, both shell patterns, waits; of list_page: such a prefix."""
         held = Held(method, keys, after)
         self._held.append(held)
         return held
 
     def _take(self, method: str, *keys: str) -> Held | None:
         for held in self._held:
-            if held.method == method and any(fnmatchcase(key, held.keys) for key in keys):
+            if fnmatchcase(method, held.method) and any(fnmatchcase(key, held.keys) for key in keys):
                 self._held.remove(held)
                 return held
         return None
