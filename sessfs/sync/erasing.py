@@ -11,12 +11,18 @@ The order, with what a crash after each step leaves; the next run does it all ag
 2. segments put            objects that nothing names, which are written again or doomed by the next run
 3. outbox committed, state swapped, outbox adopted     as in write-back: sessions' latest manifests lie elsewhere
 4. kept snapshots changed, here and in the sessions' own objects
-5. session's own object deleted, checkpoint written    its name is nowhere but in doomed segments
-6. doomed segments and old checkpoints deleted         in any order: nothing refers to them
+5. mark put                                            a node that takes over does not rely on the doomed segments
+6. session's own object deleted, checkpoint written    its name is nowhere but in doomed segments
+7. doomed segments and old checkpoints deleted         in any order: nothing refers to them
+8. mark deleted       a mark that is left is like a collector's: the next collection knows what to do with it
+
+The mark is there because a deletion may be late: this node stalls in step 7, and another one takes over, whose state
+directory still knows places in the doomed segments.
 """
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
@@ -27,9 +33,10 @@ from sessfs.format.repository import encode_session_object, encode_state
 from sessfs.format.segment import NODES_PREFIX, checkpoint_key, segment_key, session_key, state_key
 from sessfs.local.places import Outbox, Published
 from sessfs.remote.parallel import for_each
-from sessfs.sync import remote_index
+from sessfs.sync import gc_marks, remote_index
 from sessfs.sync.erasing_evidence import Evidence
 from sessfs.sync.erasing_moves import Mover, find_needs
+from sessfs.sync.gc_marks import MARK_PREFIX, MARK_VERSION, Mark
 from sessfs.sync.remote_index import Root
 from sessfs.sync.snapshot import MAX_DEPTH
 from sessfs.sync.writeback import Publisher
@@ -141,6 +148,11 @@ class RemoteEraser:
             await self._release_places(evidence.doomed)
             await self._commit()
             self._crash_point("moved")
+            # Those in between were written since they were looked at.
+            fresh = range(scanned + 1, self._node.last_segment + 1)
+            doomed = {ref for ref in evidence.doomed if ref.node != self._node.name or ref.number not in fresh}
+            mark_keys = await self._condemn(doomed)
+            self._crash_point("condemned")
             await self._node.erase(names)
             self._crash_point("checkpoint")
             left = await self._needs(evidence.doomed, ())
@@ -148,11 +160,9 @@ class RemoteEraser:
                 who = ", ".join(sorted({need.root.session.decode(errors="replace") for need in left}))
                 raise RemoteConflict(f"sessions {who} changed while others were erased; nothing is lost: try again")
             view = await self._read_view()
-            # Those in between were written since they were looked at.
-            fresh = range(scanned + 1, self._node.last_segment + 1)
-            doomed = {ref for ref in evidence.doomed if ref.node != self._node.name or ref.number not in fresh}
             sizes = [view.inventory.segments[ref].size for ref in doomed if ref in view.inventory.segments]
             await self._delete(view, doomed)
+            await self._store.delete(mark_keys)
         versions = await self._delete_versions(names, notes)
         return Erased(len(doomed), sum(sizes), moved_bytes, versions, notes)
 
@@ -266,12 +276,23 @@ class RemoteEraser:
         await self._clean_frames()
         self._places.forget(placed)
 
+    async def _condemn(self, doomed: Collection[SegmentRef]) -> list[str]:
+        """Say in a mark that the doomed segments go; its key."""
+        if not doomed:
+            return []
+        mark = Mark(version=MARK_VERSION, candidates=gc_marks.group(doomed), rescued={}, retired=[])
+        key = f"{MARK_PREFIX}{secrets.token_hex(8)}"
+        await self._store.put(key, gc_marks.encode_mark(mark))
+        return [key]
+
     async def _delete(self, view: View, doomed: Collection[SegmentRef]) -> None:
         """Delete the doomed segments, and every checkpoint that no node needs."""
         current = {(node, state.last_checkpoint) for node, state in view.states.items() if state.has_checkpoint}
         keys = [segment_key(*ref) for ref in sorted(doomed)]
         keys += [checkpoint_key(*ref) for ref in sorted(view.inventory.checkpoints) if ref not in current]
         for first in range(0, len(keys), DELETE_BATCH):
+            # A node that took over before the mark was put may rely on them.
+            await self._node.prove_right()
             await self._store.delete(keys[first : first + DELETE_BATCH])
             self._crash_point("deleting")
 
