@@ -29,10 +29,11 @@ import msgspec
 
 from sessfs.errors import RemoteConflict, RemoteDenied, RemoteUnsuitable
 from sessfs.format.manifest import ManifestRef, SegmentRef, split_ids
-from sessfs.format.repository import encode_session_object, encode_state
+from sessfs.format.repository import encode_state
 from sessfs.format.segment import NODES_PREFIX, checkpoint_key, segment_key, session_key, state_key
 from sessfs.local.places import Outbox, Published
 from sessfs.remote.parallel import for_each
+from sessfs.remote.sessionobjects import write_objects
 from sessfs.sync import gc_marks, remote_index
 from sessfs.sync.erasing_evidence import Evidence
 from sessfs.sync.erasing_moves import Mover, find_needs
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     import trio
 
     from sessfs.format.envelope import Envelope
+    from sessfs.format.repository import SessionObject
     from sessfs.local.places import Places
     from sessfs.remote.objectstore import ObjectStore
     from sessfs.sync.erasing_moves import Need
@@ -254,17 +256,22 @@ class RemoteEraser:
         self._node.relocate(moved)
         self._crash_point("kept here")
 
-        async def rewrite(key: str) -> None:
-            record = await remote_index.read_session(self._store, self._envelope, key)
-            if record is None:
-                return
-            kept = [msgspec.structs.replace(k, manifest=moved.get(k.manifest, k.manifest)) for k in record.kept]
-            latest = None if record.manifest is None else moved.get(record.manifest, record.manifest)
-            fresh = msgspec.structs.replace(record, manifest=latest, kept=kept)
-            if fresh != record:
-                await self._store.put(key, encode_session_object(fresh, self._envelope))
+        def draft(name: bytes, there: SessionObject | None) -> SessionObject | None:
+            if there is None:
+                return None
+            kept = [msgspec.structs.replace(k, manifest=moved.get(k.manifest, k.manifest)) for k in there.kept]
+            latest = None if there.manifest is None else moved.get(there.manifest, there.manifest)
+            return msgspec.structs.replace(there, manifest=latest, kept=kept)
 
-        await for_each(remote_index.iter_session_keys(self._store), rewrite)
+        stale: list[bytes] = []
+
+        async def find_stale(key: str) -> None:
+            record = await remote_index.read_session(self._store, self._envelope, key)
+            if record is not None and draft(record.name, record) != record:
+                stale.append(record.name)
+
+        await for_each(remote_index.iter_session_keys(self._store), find_stale)
+        await write_objects(self._store, self._envelope, stale, draft, self._node.prove_right)
 
     async def _release_places(self, doomed: Collection[SegmentRef]) -> None:
         """No chunk is placed in a doomed segment here any more; what is still needed is uploaded again."""

@@ -12,13 +12,14 @@ from sessfs.errors import Fenced
 from sessfs.format.envelope import PlainEnvelope
 from sessfs.format.manifest import SegmentRef
 from sessfs.format.repository import decode_state
-from sessfs.format.segment import state_key
+from sessfs.format.segment import session_key, state_key
 from sessfs.sync.gc import MARK_KEEP_S, Options, collect
 from sessfs.sync.gc_marks import MARK_PREFIX, missing_segments
+from sessfs.sync.keeping import Policy
 from tests.support.heldstore import HeldStore
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import open_machine
-from tests.unit.test_sessions_erasing import ONE, Crash, Remote, assert_remote_clean, fill, in_bucket, others
+from tests.unit.test_sessions_erasing import ONE, Crash, Remote, assert_remote_clean, change, fill, in_bucket, others
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -141,3 +142,30 @@ async def test_collection_deals_with_what_a_purge_that_crashed_has_condemned(tmp
     async with open_machine(tmp_path / "empty", store, name="b") as machine:
         await machine.load_all()
         assert await others(machine) == expected
+
+
+async def test_purge_that_stalls_does_not_overwrite_what_the_next_node_released(tmp_path: Path) -> None:
+    store = MemoryStore()
+    slow = HeldStore(store)
+    async with open_machine(tmp_path / "a", store, policy=Policy()) as machine:
+        await fill(machine)
+        await machine.publish()
+        await change(machine, 1000)
+    async with open_machine(tmp_path / "b", slow, name="b", release=False, policy=Policy()) as machine:
+        side = Remote(machine, slow)
+        write = slow.hold("put*", session_key(PlainEnvelope(), b"two"))
+
+        async def purge() -> None:
+            with pytest.raises(Fenced):
+                await side.purger.purge(ONE)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(purge)
+            await write.reached.wait()
+            async with open_machine(tmp_path / "c", store, name="c", take_over=True) as other:
+                await other.load(b"two")
+                await other.write(b"two/f1", b"changed by c")
+            write.release()
+    async with open_machine(tmp_path / "d", store, name="d") as machine:
+        await machine.load(b"two")
+        assert (await machine.read(b"two/f1")).startswith(b"changed by c")
