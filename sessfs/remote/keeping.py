@@ -36,6 +36,8 @@ class Keeping:
         self._seen: tuple[bytes, list[KeptSnapshot]] | None = None
         self.kept_of: Callable[[bytes], list[KeptSnapshot] | None] = _unknown
         """The kept snapshots of a session that is here, oldest first; None for others."""
+        self.relocations = 0
+        """Grows when manifests were moved: a session's own object that was read before is not to be believed."""
         self.touched: set[bytes] = set()
         """Sessions whose own object is to be written at the release, though they were not published."""
 
@@ -57,6 +59,7 @@ class Keeping:
     def relocate(self, moved: Mapping[ManifestRef, ManifestRef]) -> None:
         """Manifests lie elsewhere from now on; sessions' own objects are the caller's."""
         self._seen = None
+        self.relocations += 1
         for name, kept in self._inherited.items():
             snapshots = {
                 sequence: msgspec.structs.replace(one, manifest=moved.get(one.manifest, one.manifest))

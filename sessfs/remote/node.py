@@ -317,10 +317,12 @@ class Node:
         if name in self._catalogue:
             ref, sequence = self._catalogue[name]
             return None if ref is None else (ref, sequence)
+        relocations = self.keeping.relocations
         record = await read_object(self._answering, self._envelope, name)
         if record is None:
             return None
-        self.keeping.saw(record)
+        if relocations == self.keeping.relocations:
+            self.keeping.saw(record)
         return record.manifest, record.sequence
 
     async def resolve_kept(self, name: bytes) -> list[KeptSnapshot]:

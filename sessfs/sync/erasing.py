@@ -41,6 +41,7 @@ from sessfs.sync.gc_marks import MARK_PREFIX, MARK_VERSION, Mark
 from sessfs.sync.remote_index import Root
 from sessfs.sync.snapshot import MAX_DEPTH
 from sessfs.sync.writeback import Publisher
+from sessfs.types import Ino
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
@@ -226,7 +227,11 @@ class RemoteEraser:
         await self._node.publish(mover.last_segment, entries)
         self._crash_point("state")
         self._places.adopt(self._node.name, outbox)
-        await self._move_kept(mover.moved)
+        self._note_moved(mover.moved)
+        self._crash_point("kept here")
+        await self._move_in_objects(mover.moved)
+        # Once more, for sessions that were loaded meanwhile by what was the latest, and kept, before.
+        self._note_moved(mover.moved)
         return mover.moved_bytes
 
     def _known_here(self, ids: bytes) -> list[ChunkId]:
@@ -245,8 +250,10 @@ class RemoteEraser:
                 )
                 yield int(session), moved_to
 
-    async def _move_kept(self, moved: dict[ManifestRef, ManifestRef]) -> None:
-        """Kept snapshots, as they are noted here and in sessions' own objects."""
+    def _note_moved(self, moved: dict[ManifestRef, ManifestRef]) -> None:
+        """What is published, and kept, as it is noted here. Synchronous."""
+        for session, published in list(self._moved_published(moved)):
+            self._places.set_published(Ino(session), published)
         table = self._places.snapshots
         for session in list(table.iter_sessions()):
             for sequence, snapshot in table.entries(session):
@@ -254,7 +261,9 @@ class RemoteEraser:
                 if ref is not None:
                     table.put(session, sequence, msgspec.structs.replace(snapshot, manifest=tuple(ref)))
         self._node.relocate(moved)
-        self._crash_point("kept here")
+
+    async def _move_in_objects(self, moved: dict[ManifestRef, ManifestRef]) -> None:
+        """What is the latest, and kept, as sessions' own objects say."""
 
         def draft(name: bytes, there: SessionObject | None) -> SessionObject | None:
             if there is None:
@@ -275,6 +284,9 @@ class RemoteEraser:
 
     async def _release_places(self, doomed: Collection[SegmentRef]) -> None:
         """No chunk is placed in a doomed segment here any more; what is still needed is uploaded again."""
+        # A manifest that is being read right now, and names them, is read again before it is used. Those that were used
+        # are seen here: nothing runs in between.
+        self._places.relocations += 1
         placed = [cid for cid, place in self._places.iter_chunks() if SegmentRef(place.node, place.segment) in doomed]
         held = [cid for cid in placed if self._is_held(cid)]
         await self._bring_here(held)

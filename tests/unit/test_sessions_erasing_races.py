@@ -19,7 +19,18 @@ from sessfs.sync.keeping import Policy
 from tests.support.heldstore import HeldStore
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import open_machine
-from tests.unit.test_sessions_erasing import ONE, Crash, Remote, assert_remote_clean, change, fill, in_bucket, others
+from tests.unit.test_sessions_erasing import (
+    ONE,
+    Crash,
+    Remote,
+    assert_remote_clean,
+    change,
+    fill,
+    in_bucket,
+    kept_content,
+    noise,
+    others,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,3 +180,49 @@ async def test_purge_that_stalls_does_not_overwrite_what_the_next_node_released(
     async with open_machine(tmp_path / "d", store, name="d") as machine:
         await machine.load(b"two")
         assert (await machine.read(b"two/f1")).startswith(b"changed by c")
+
+
+@pytest.mark.parametrize("keys", ["nodes/a/segments/*", "sessions/two"])
+async def test_purge_while_a_session_is_loaded_leaves_it_whole(tmp_path: Path, keys: str) -> None:
+    """What it was loaded by lies in segments that are gone when the answer comes."""
+    store = MemoryStore()
+    slow = HeldStore(store)
+    async with open_machine(tmp_path / "a", store, name="a", policy=Policy()) as machine:
+        await fill(machine)
+        await machine.publish()
+        await change(machine, 1000)
+        expected = await others(machine)
+    async with open_machine(tmp_path / "b", slow, name="b", policy=Policy()) as machine:
+        side = Remote(machine, slow)
+        await machine.sessions.find(b"two")
+        answer = slow.hold("get", keys, after=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(machine.load, b"two")
+            await answer.reached.wait()
+            await side.purger.purge(ONE)
+            answer.release()
+        assert await others(machine) == expected
+        assert await kept_content(store, side, 1)
+        await machine.write(b"two/new", b"new")
+        await machine.publish()
+        assert in_bucket(store) == []
+    await assert_remote_clean(store)
+
+
+async def test_purge_while_the_files_of_the_root_are_loaded_leaves_them_whole(tmp_path: Path) -> None:
+    store = MemoryStore()
+    slow = HeldStore(store)
+    async with open_machine(tmp_path / "a", store, name="a") as machine:
+        await fill(machine)
+        await machine.write(b"file", noise(7, 9_000))
+    async with open_machine(tmp_path / "b", slow, name="b") as machine:
+        side = Remote(machine, slow)
+        await machine.sessions.list_all()
+        answer = slow.hold("get", "nodes/a/segments/*", after=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(machine.sessions.load_root)
+            await answer.reached.wait()
+            await side.purger.purge(ONE)
+            answer.release()
+        assert await machine.read(b"file") == noise(7, 9_000)
+    await assert_remote_clean(store)
