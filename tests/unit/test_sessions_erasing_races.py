@@ -16,7 +16,7 @@ from sessfs.format.segment import session_key, state_key
 from sessfs.sync.gc import MARK_KEEP_S, Options, collect
 from sessfs.sync.gc_marks import MARK_PREFIX, missing_segments
 from sessfs.sync.keeping import Policy
-from tests.support.heldstore import HeldStore
+from tests.support.heldstore import Held, HeldStore
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import open_machine
 from tests.unit.test_sessions_erasing import (
@@ -226,3 +226,47 @@ async def test_purge_while_the_files_of_the_root_are_loaded_leaves_them_whole(tm
             answer.release()
         assert await machine.read(b"file") == noise(7, 9_000)
     await assert_remote_clean(store)
+
+
+@pytest.mark.parametrize("at", ["segments", "outbox", "state"])
+@pytest.mark.parametrize("what", ["rollback", "slow rollback", "view"])
+async def test_purge_while_a_snapshot_is_taken_up_leaves_it_whole(tmp_path: Path, what: str, at: str) -> None:
+    """Its manifest is read while it is about to be moved, and used when what it names is gone."""
+    store = MemoryStore()
+    slow = HeldStore(store)
+    async with open_machine(tmp_path / "b", slow, name="b", policy=Policy()) as machine:
+        await fill(machine)
+        await machine.publish()
+        at_first = await others(machine)
+        for seed in (1000, 2000):
+            await change(machine, seed)
+            await machine.publish()
+        expected = await others(machine) if what == "view" else at_first
+        started = trio.Event()
+        answers: list[Held] = []
+
+        async def take_up() -> None:
+            await started.wait()
+            if what != "rollback":
+                answers.append(slow.hold("get", "nodes/b/segments/*", after=True))
+            if what != "view":
+                await side.lives.rollback(b"two", 1)
+            else:
+                view = await side.lives.open_view(b"two", 1)
+                assert {path: await machine.read(path.replace(b"two", view, 1)) for path in at_first} == at_first
+                await machine.chunks.settle()
+                side.lives.close_view(view)
+
+        side = Remote(machine, slow, lambda point: started.set() if point == at else None)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_up)
+            await side.purger.purge(ONE)
+            for answer in answers:
+                answer.release()
+        assert await others(machine) == expected
+        await machine.publish()
+        assert in_bucket(store) == []
+    await assert_remote_clean(store)
+    async with open_machine(tmp_path / "d", store, name="d") as machine:
+        await machine.load(b"two")
+        assert await others(machine) == expected
