@@ -80,6 +80,10 @@ class Places:
     def __init__(self, meta: Database) -> None:
         self._meta = meta
         self.snapshots = SnapshotTable(meta)
+        self.relocations = 0
+        """Grows when an erasure has moved manifests and forgets places: what was read of the remote before may name
+        segments that are about to go.
+        """
         self._numbers: dict[tuple[str, int], int] = {}
         self._segments: dict[int, tuple[str, int]] = {}
         for key, value in meta.scan(SEGMENTS):

@@ -87,6 +87,10 @@ class NodeGate:
         async for page in self._open().iter_pages():
             yield page
 
+    async def prove_right(self) -> None:
+        """See Node."""
+        await self._open().prove_right()
+
     async def erase(self, names: Collection[bytes]) -> None:
         """See Node."""
         await self._open().erase(names)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sessfs.errors import RemoteMissing
-from sessfs.format.repository import KeptSnapshot, SessionObject, decode_session_object, encode_session_object
-from sessfs.format.segment import CheckpointKept, session_key
+from sessfs.format.repository import KeptSnapshot, SessionObject
+from sessfs.format.segment import CheckpointKept
 from sessfs.remote.catalogue import Kept
+from sessfs.remote.sessionobjects import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -36,6 +36,8 @@ class Keeping:
         self._seen: tuple[bytes, list[KeptSnapshot]] | None = None
         self.kept_of: Callable[[bytes], list[KeptSnapshot] | None] = _unknown
         """The kept snapshots of a session that is here, oldest first; None for others."""
+        self.relocations = 0
+        """Grows when manifests were moved: a session's own object that was read before is not to be believed."""
         self.touched: set[bytes] = set()
         """Sessions whose own object is to be written at the release, though they were not published."""
 
@@ -57,6 +59,7 @@ class Keeping:
     def relocate(self, moved: Mapping[ManifestRef, ManifestRef]) -> None:
         """Manifests lie elsewhere from now on; sessions' own objects are the caller's."""
         self._seen = None
+        self.relocations += 1
         for name, kept in self._inherited.items():
             snapshots = {
                 sequence: msgspec.structs.replace(one, manifest=moved.get(one.manifest, one.manifest))
@@ -85,10 +88,7 @@ class Keeping:
     async def resolve(self, store: ObjectStore, name: bytes) -> list[KeptSnapshot]:
         """All kept snapshots of a session, oldest first. Raises RemoteError."""
         known = self._known(name)
-        snapshots = dict(known.snapshots)
-        if not known.complete:
-            snapshots = {one.sequence: one for one in await self._in_object(store, name)} | snapshots
-        return [snapshots[sequence] for sequence in sorted(snapshots)]
+        return _all_kept(known, [] if known.complete else await self._in_object(store, name))
 
     async def _in_object(self, store: ObjectStore, name: bytes) -> list[KeptSnapshot]:
         if self._seen is not None and self._seen[0] == name:
@@ -96,34 +96,27 @@ class Keeping:
         record = await read_object(store, self._envelope, name)
         return [] if record is None else record.kept
 
-    async def write(self, store: ObjectStore, name: bytes, ref: ManifestRef, sequence: int) -> None:
-        """Write the object of a session that is released. Raises RemoteError."""
+    def released(self, name: bytes, ref: ManifestRef, sequence: int, there: SessionObject | None) -> SessionObject:
+        """The object of a session that is released, *there* being the one before."""
         self._seen = None
-        kept = await self.resolve(store, name)
-        record = SessionObject(name=name, holder=None, manifest=ref, sequence=sequence, kept=kept)
-        await store.put(session_key(self._envelope, name), encode_session_object(record, self._envelope))
+        kept = _all_kept(self._known(name), [] if there is None else there.kept)
+        return SessionObject(name=name, holder=None, manifest=ref, sequence=sequence, kept=kept)
 
-    async def rewrite(self, store: ObjectStore, name: bytes) -> None:
-        """Write the kept snapshots into the object of a session that was not published since. Raises RemoteError."""
-        record = await read_object(store, self._envelope, name)
+    def retold(self, name: bytes, there: SessionObject | None) -> SessionObject | None:
+        """The object of a session that was not published since, with the snapshots that are kept now."""
         here = self.kept_of(name)
-        if record is not None and here is not None:
-            record = msgspec.structs.replace(record, kept=here)
-            await store.put(session_key(self._envelope, name), encode_session_object(record, self._envelope))
+        return there if there is None or here is None else msgspec.structs.replace(there, kept=here)
 
     def untold(self, catalogue: Collection[bytes]) -> Iterable[bytes]:
         """Touched sessions that are not in *catalogue*."""
         return sorted(self.touched.difference(catalogue))
 
 
-async def read_object(store: ObjectStore, envelope: Envelope, name: bytes) -> SessionObject | None:
-    """The session's own object, None when there is none. Raises RemoteError."""
-    key = session_key(envelope, name)
-    try:
-        blob = await store.get(key)
-    except RemoteMissing:
-        return None
-    return decode_session_object(blob.body, envelope, key)
+def _all_kept(known: Kept, in_object: list[KeptSnapshot]) -> list[KeptSnapshot]:
+    """Oldest first; the session's own object counts unless all are known."""
+    snapshots = {} if known.complete else {one.sequence: one for one in in_object}
+    snapshots |= known.snapshots
+    return [snapshots[sequence] for sequence in sorted(snapshots)]
 
 
 def _now_ns() -> int:

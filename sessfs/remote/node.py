@@ -47,9 +47,9 @@ from sessfs.format.segment import (
 )
 from sessfs.remote.catalogue import Known, read_known
 from sessfs.remote.footers import iter_segments
-from sessfs.remote.keeping import Keeping, read_object
+from sessfs.remote.keeping import Keeping
 from sessfs.remote.objectstore import iter_keys
-from sessfs.remote.parallel import for_each, over
+from sessfs.remote.sessionobjects import read_object, write_objects
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -108,6 +108,9 @@ class Node:
         self._swapping = trio.Lock()
         self.former = former
         """Who held the prefix before; None when nobody ever did."""
+        self._checkpointing = trio.Lock()
+        self._releasing: NodeState | None = None
+        """What `release` writes, or wrote: the one clean state that is this node's own word."""
         self._fenced_event = trio.Event()
         self.fenced: str | None = None
         """Who took over, once it is known that somebody did."""
@@ -129,11 +132,17 @@ class Node:
 
     # -- the state
 
-    async def _swap(self, **changes: int | bool) -> None:
-        """Swap the state for one with *changes* and the next beat. Raises Fenced when it is no longer this node's."""
+    async def _swap(self, *, clean: bool = False, heartbeat: bool = False, **changes: int | bool) -> None:
+        """Swap the state for one with *changes* and the next beat. *clean* is for `release` alone; a *heartbeat* leaves
+        a clean state alone. Raises Fenced when it is no longer this node's.
+        """
         async with self._swapping:
             for _ in range(SWAP_TRIES):
-                state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, **changes)
+                if heartbeat and self._state.clean:
+                    return
+                state = msgspec.structs.replace(self._state, beat=self._state.beat + 1, clean=clean, **changes)
+                if clean:
+                    self._releasing = state
                 try:
                     self._etag = await self._store.put_if(state_key(self.name), encode_state(state), self._etag)
                 except (RemoteConflict, RemoteMissing):
@@ -151,11 +160,15 @@ class Node:
         try:
             blob = await self._store.get(state_key(self.name))
             state = decode_state(blob.body, state_key(self.name))
-            if state.incarnation == self.incarnation and state.fenced_by is None:
+            is_mine = state.incarnation == self.incarnation and state.fenced_by is None
+            # A clean state lets others in, as a fenced one does: nothing may follow upon one that this node did not
+            # write.
+            if is_mine and (not state.clean or state == self._releasing):
                 self._etag = blob.etag
                 self._take_state(state)
                 return
-            self.fenced = state.fenced_by or "another process under the same node name"
+            stranger = "a node that took it for replaced" if is_mine else "another process under the same node name"
+            self.fenced = state.fenced_by or stranger
         except RemoteMissing:
             self.fenced = "somebody who deleted its state"
         self._fenced_event.set()
@@ -170,6 +183,10 @@ class Node:
         for last_segment in [n for n in self._given if n <= state.last_segment]:
             for name, ref, sequence in self._given.pop(last_segment):
                 self._catalogue[name] = (ref, sequence)
+
+    async def prove_right(self) -> None:
+        """See sync.erasing.Eraser."""
+        await self._swap()
 
     async def settle(self) -> None:
         """See Publisher."""
@@ -197,7 +214,7 @@ class Node:
                 if behind >= CHECKPOINT_EVERY:
                     await self.checkpoint()
                 else:
-                    await self._swap()
+                    await self._swap(heartbeat=True)
             except Fenced as exc:
                 log.error("%s", exc)
                 return
@@ -211,12 +228,22 @@ class Node:
             await self._fenced_event.wait()
 
     async def checkpoint(self) -> None:
-        """Write the catalogue down, so that a start need not read the segments before. Raises Fenced, RemoteError."""
-        number = self._state.last_segment
-        await self._put_checkpoint(number)
-        await self._swap(last_checkpoint=number, has_checkpoint=True)
+        """Write the catalogue down as it is after the call, so that a start need not read the segments before. Raises
+        Fenced, RemoteError.
+        """
+        # One at a time: an older one would overwrite a newer one, or be named in its place, when the segments between
+        # may be erased already. So the number only grows.
+        async with self._checkpointing:
+            if self._state.clean:
+                # All is in the sessions' own objects.
+                return
+            number = self._state.last_segment
+            await self._put_checkpoint(number)
+            # What was published meanwhile is above the number: a start reads those segments.
+            await self._swap(last_checkpoint=number, has_checkpoint=True)
 
     async def _put_checkpoint(self, number: int) -> None:
+        """Of the catalogue as it is at the call, *number* being the last segment then. Raises RemoteError."""
         entries = [(name, ref, sequence) for name, (ref, sequence) in sorted(self._catalogue.items())]
         kept = self.keeping.for_checkpoint(self._catalogue)
         checkpoint = Checkpoint(self.name, number, self.incarnation, entries, kept)
@@ -241,33 +268,32 @@ class Node:
         await self._swap(last_segment=last_segment)
 
     async def release(self) -> None:
-        """Write every session of the catalogue to its own object, and mark the state clean. Raises RemoteError."""
-
-        async def settle(name: bytes) -> None:
-            ref, sequence = self._catalogue[name]
-            key = session_key(self._envelope, name)
-            if ref is None:
-                await self._store.delete([key])
-            else:
-                await self.keeping.write(self._store, name, ref, sequence)
-
-        if self._catalogue or self.keeping.touched:
-            # The right to write them must still be this node's.
-            await self._swap()
-        await for_each(over(list(self._catalogue)), settle)
-        for name in self.keeping.untold(self._catalogue):
-            await self.keeping.rewrite(self._store, name)
-        await self._swap(clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False)
+        """Write every session of the catalogue to its own object, and mark the state clean. Raises Fenced,
+        RemoteError.
+        """
+        await self._write_objects([*self._catalogue, *self.keeping.untold(self._catalogue)])
+        async with self._checkpointing:
+            await self._swap(clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False)
         self._catalogue.clear()
         self.keeping.end()
+
+    async def _write_objects(self, names: Sequence[bytes]) -> None:
+        """Have the sessions' own objects say what is the latest, and kept. Raises Fenced, RemoteError."""
+
+        def draft(name: bytes, there: SessionObject | None) -> SessionObject | None:
+            if name not in self._catalogue:
+                return self.keeping.retold(name, there)
+            ref, sequence = self._catalogue[name]
+            return None if ref is None else self.keeping.released(name, ref, sequence, there)
+
+        await write_objects(self._store, self._envelope, names, draft, self.prove_right)
 
     async def save_kept(self, name: bytes) -> None:
         """Have the remote know now which snapshots of the session are kept. Raises Fenced, RemoteError."""
         if name in self._catalogue:
             await self.checkpoint()
         else:
-            await self._swap()
-            await self.keeping.rewrite(self._store, name)
+            await self._write_objects([name])
 
     def relocate(self, moved: Mapping[ManifestRef, ManifestRef]) -> None:
         """See sync.erasing.Eraser."""
@@ -292,10 +318,12 @@ class Node:
         if name in self._catalogue:
             ref, sequence = self._catalogue[name]
             return None if ref is None else (ref, sequence)
+        relocations = self.keeping.relocations
         record = await read_object(self._answering, self._envelope, name)
         if record is None:
             return None
-        self.keeping.saw(record)
+        if relocations == self.keeping.relocations:
+            self.keeping.saw(record)
         return record.manifest, record.sequence
 
     async def resolve_kept(self, name: bytes) -> list[KeptSnapshot]:

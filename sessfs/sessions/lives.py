@@ -18,6 +18,7 @@ from sessfs.local.changes import SessionChanges
 from sessfs.local.reserved import VIEW_PREFIX, is_reserved, is_view
 from sessfs.sync.history import manifest_chunks
 from sessfs.sync.installing import Installer, make_session, unnoted
+from sessfs.sync.restore import read_settled
 from sessfs.sync.snapshot import MAX_DEPTH, Draft, cut, release
 from sessfs.types import ROOT_INO, Ino
 
@@ -222,19 +223,30 @@ class Lives:
         session = await self.locate(name)
         self._check_unused(name)
         info = self._history.get(session, sequence)
-        manifest = await self._history.load(session, sequence)
+        manifest = await self._load(session, sequence)
+        relocations = self._volume.places.relocations
         # The policy may let go of it once what it replaces is a snapshot.
         self._volume.references.pin(manifest_chunks(manifest))
         try:
-            await self._rollback(name, session, manifest)
+            await self._rollback(name, session, sequence, manifest, relocations)
         finally:
             self.release(manifest)
         return info
 
-    async def _rollback(self, name: bytes, session: Ino, manifest: Manifest) -> None:
+    async def _load(self, session: Ino, sequence: int) -> Manifest:
+        """A snapshot's manifest, whose places are good until somebody else runs. Raises UsageError, LocalStoreError,
+        RemoteError.
+        """
+        return await read_settled(self._volume.places, lambda: self._history.load(session, sequence))
+
+    async def _rollback(self, name: bytes, session: Ino, sequence: int, manifest: Manifest, relocations: int) -> None:
         for _ in range(TRIES):
             await self._history.take(session, BEFORE_ROLLBACK)
             async with self._history.busy:
+                if self._volume.places.relocations != relocations:
+                    # An erasure moved it, and none does while that is held. The chunks, and so the pins, are the same.
+                    manifest = await self._history.load(session, sequence)
+                    relocations = self._volume.places.relocations
                 if self._is_changed(session):
                     continue
                 if self.find(name) != session:
@@ -294,7 +306,7 @@ class Lives:
         view = VIEW_PREFIX + b"%d" % self._next_view
         self._next_view += 1
         if sequence is not None:
-            self.install(view, await self._history.load(session, sequence))
+            self.install(view, await self._load(session, sequence))
         else:
             manifest = await self.capture(name, everything=True)
             try:

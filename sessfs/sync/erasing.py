@@ -11,28 +11,37 @@ The order, with what a crash after each step leaves; the next run does it all ag
 2. segments put            objects that nothing names, which are written again or doomed by the next run
 3. outbox committed, state swapped, outbox adopted     as in write-back: sessions' latest manifests lie elsewhere
 4. kept snapshots changed, here and in the sessions' own objects
-5. session's own object deleted, checkpoint written    its name is nowhere but in doomed segments
-6. doomed segments and old checkpoints deleted         in any order: nothing refers to them
+5. mark put                                            a node that takes over does not rely on the doomed segments
+6. session's own object deleted, checkpoint written    its name is nowhere but in doomed segments
+7. doomed segments and old checkpoints deleted         in any order: nothing refers to them
+8. mark deleted       a mark that is left is like a collector's: the next collection knows what to do with it
+
+The mark is there because a deletion may be late: this node stalls in step 7, and another one takes over, whose state
+directory still knows places in the doomed segments.
 """
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
 from sessfs.errors import RemoteConflict, RemoteDenied, RemoteUnsuitable
 from sessfs.format.manifest import ManifestRef, SegmentRef, split_ids
-from sessfs.format.repository import encode_session_object, encode_state
+from sessfs.format.repository import encode_state
 from sessfs.format.segment import NODES_PREFIX, checkpoint_key, segment_key, session_key, state_key
 from sessfs.local.places import Outbox, Published
 from sessfs.remote.parallel import for_each
-from sessfs.sync import remote_index
+from sessfs.remote.sessionobjects import write_objects
+from sessfs.sync import gc_marks, remote_index
 from sessfs.sync.erasing_evidence import Evidence
 from sessfs.sync.erasing_moves import Mover, find_needs
+from sessfs.sync.gc_marks import MARK_PREFIX, MARK_VERSION, Mark
 from sessfs.sync.remote_index import Root
 from sessfs.sync.snapshot import MAX_DEPTH
 from sessfs.sync.writeback import Publisher
+from sessfs.types import Ino
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
@@ -40,6 +49,7 @@ if TYPE_CHECKING:
     import trio
 
     from sessfs.format.envelope import Envelope
+    from sessfs.format.repository import SessionObject
     from sessfs.local.places import Places
     from sessfs.remote.objectstore import ObjectStore
     from sessfs.sync.erasing_moves import Need
@@ -54,6 +64,11 @@ class Eraser(Publisher, Protocol):
 
     async def checkpoint(self) -> None:
         """Write down what is the latest, and kept, of each session. Raises Fenced, RemoteError."""
+
+    async def prove_right(self) -> None:
+        """Return once the remote has confirmed that the prefix was still this node's after the call. Raises Fenced,
+        RemoteError.
+        """
 
     def relocate(self, moved: Mapping[ManifestRef, ManifestRef]) -> None:
         """Kept snapshots lie elsewhere from now on."""
@@ -136,6 +151,11 @@ class RemoteEraser:
             await self._release_places(evidence.doomed)
             await self._commit()
             self._crash_point("moved")
+            # Those in between were written since they were looked at.
+            fresh = range(scanned + 1, self._node.last_segment + 1)
+            doomed = {ref for ref in evidence.doomed if ref.node != self._node.name or ref.number not in fresh}
+            mark_keys = await self._condemn(doomed)
+            self._crash_point("condemned")
             await self._node.erase(names)
             self._crash_point("checkpoint")
             left = await self._needs(evidence.doomed, ())
@@ -143,11 +163,9 @@ class RemoteEraser:
                 who = ", ".join(sorted({need.root.session.decode(errors="replace") for need in left}))
                 raise RemoteConflict(f"sessions {who} changed while others were erased; nothing is lost: try again")
             view = await self._read_view()
-            # Those in between were written since they were looked at.
-            fresh = range(scanned + 1, self._node.last_segment + 1)
-            doomed = {ref for ref in evidence.doomed if ref.node != self._node.name or ref.number not in fresh}
             sizes = [view.inventory.segments[ref].size for ref in doomed if ref in view.inventory.segments]
             await self._delete(view, doomed)
+            await self._store.delete(mark_keys)
         versions = await self._delete_versions(names, notes)
         return Erased(len(doomed), sum(sizes), moved_bytes, versions, notes)
 
@@ -178,6 +196,9 @@ class RemoteEraser:
 
     async def _let_go_of_replaced(self, view: View, notes: list[str]) -> None:
         """Nodes that another one replaced keep alive what they last knew, the erased session with it: no more."""
+        # Only now is it sure that those in *view* are replaced: a node that took over since would be let go, too. And
+        # one that takes over from here on has another state by then, so that the swap of what *view* has fails.
+        await self._node.prove_right()
         for node, state in sorted(view.states.items()):
             if node == self._node.name or state.clean:
                 continue
@@ -206,7 +227,11 @@ class RemoteEraser:
         await self._node.publish(mover.last_segment, entries)
         self._crash_point("state")
         self._places.adopt(self._node.name, outbox)
-        await self._move_kept(mover.moved)
+        self._note_moved(mover.moved)
+        self._crash_point("kept here")
+        await self._move_in_objects(mover.moved)
+        # Once more, for sessions that were loaded meanwhile by what was the latest, and kept, before.
+        self._note_moved(mover.moved)
         return mover.moved_bytes
 
     def _known_here(self, ids: bytes) -> list[ChunkId]:
@@ -225,8 +250,10 @@ class RemoteEraser:
                 )
                 yield int(session), moved_to
 
-    async def _move_kept(self, moved: dict[ManifestRef, ManifestRef]) -> None:
-        """Kept snapshots, as they are noted here and in sessions' own objects."""
+    def _note_moved(self, moved: dict[ManifestRef, ManifestRef]) -> None:
+        """What is published, and kept, as it is noted here. Synchronous."""
+        for session, published in list(self._moved_published(moved)):
+            self._places.set_published(Ino(session), published)
         table = self._places.snapshots
         for session in list(table.iter_sessions()):
             for sequence, snapshot in table.entries(session):
@@ -234,27 +261,46 @@ class RemoteEraser:
                 if ref is not None:
                     table.put(session, sequence, msgspec.structs.replace(snapshot, manifest=tuple(ref)))
         self._node.relocate(moved)
-        self._crash_point("kept here")
 
-        async def rewrite(key: str) -> None:
+    async def _move_in_objects(self, moved: dict[ManifestRef, ManifestRef]) -> None:
+        """What is the latest, and kept, as sessions' own objects say."""
+
+        def draft(name: bytes, there: SessionObject | None) -> SessionObject | None:
+            if there is None:
+                return None
+            kept = [msgspec.structs.replace(k, manifest=moved.get(k.manifest, k.manifest)) for k in there.kept]
+            latest = None if there.manifest is None else moved.get(there.manifest, there.manifest)
+            return msgspec.structs.replace(there, manifest=latest, kept=kept)
+
+        stale: list[bytes] = []
+
+        async def find_stale(key: str) -> None:
             record = await remote_index.read_session(self._store, self._envelope, key)
-            if record is None:
-                return
-            kept = [msgspec.structs.replace(k, manifest=moved.get(k.manifest, k.manifest)) for k in record.kept]
-            latest = None if record.manifest is None else moved.get(record.manifest, record.manifest)
-            fresh = msgspec.structs.replace(record, manifest=latest, kept=kept)
-            if fresh != record:
-                await self._store.put(key, encode_session_object(fresh, self._envelope))
+            if record is not None and draft(record.name, record) != record:
+                stale.append(record.name)
 
-        await for_each(remote_index.iter_session_keys(self._store), rewrite)
+        await for_each(remote_index.iter_session_keys(self._store), find_stale)
+        await write_objects(self._store, self._envelope, stale, draft, self._node.prove_right)
 
     async def _release_places(self, doomed: Collection[SegmentRef]) -> None:
         """No chunk is placed in a doomed segment here any more; what is still needed is uploaded again."""
+        # A manifest that is being read right now, and names them, is read again before it is used. Those that were used
+        # are seen here: nothing runs in between.
+        self._places.relocations += 1
         placed = [cid for cid, place in self._places.iter_chunks() if SegmentRef(place.node, place.segment) in doomed]
         await self._bring_here(placed)
         # What came from doomed segments came as whole frames, and would go up as such.
         await self._settle_reads()
         await self._clean_frames()
+
+    async def _condemn(self, doomed: Collection[SegmentRef]) -> list[str]:
+        """Say in a mark that the doomed segments go; its key."""
+        if not doomed:
+            return []
+        mark = Mark(version=MARK_VERSION, candidates=gc_marks.group(doomed), rescued={}, retired=[])
+        key = f"{MARK_PREFIX}{secrets.token_hex(8)}"
+        await self._store.put(key, gc_marks.encode_mark(mark))
+        return [key]
 
     async def _delete(self, view: View, doomed: Collection[SegmentRef]) -> None:
         """Delete the doomed segments, and every checkpoint that no node needs."""
@@ -262,6 +308,8 @@ class RemoteEraser:
         keys = [segment_key(*ref) for ref in sorted(doomed)]
         keys += [checkpoint_key(*ref) for ref in sorted(view.inventory.checkpoints) if ref not in current]
         for first in range(0, len(keys), DELETE_BATCH):
+            # A node that took over before the mark was put may rely on them.
+            await self._node.prove_right()
             await self._store.delete(keys[first : first + DELETE_BATCH])
             self._crash_point("deleting")
 

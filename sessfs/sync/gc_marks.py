@@ -1,5 +1,7 @@
 """Marks: what collectors have said, in PREFIX/gc/, about segments that nothing refers to.
 
+An erasure puts one too, for what it is about to delete, and deletes it at its end: see `sync.erasing`.
+
 A mark is one object, written once and never changed, so its age by the store's own clock is how long ago it was said.
 Its segments are *condemned*: a later run may delete them, and a node that starts meanwhile must not rely on them.
 The store's clock is read off an object written for that purpose; no local clock is used.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import stat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
-from sessfs.errors import RemoteCorrupt
+from sessfs.errors import RemoteCorrupt, RemoteMissing
 from sessfs.format.manifest import Manifest, ManifestRef, chunk_places, merge, split_ids
 from sessfs.format.segment import open_manifest, segment_key
 from sessfs.local.places import Published
@@ -23,7 +23,7 @@ from sessfs.sync.snapshot import MAX_DEPTH
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Set
+    from collections.abc import AsyncIterator, Awaitable, Callable, Set
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.repository import KeptSnapshot
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sessfs.local.inodes import Inodes
     from sessfs.local.places import Places
     from sessfs.remote.objectstore import ObjectStore
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 DOT_SESSION = b"."
@@ -65,6 +67,22 @@ async def load_manifest(store: ObjectStore, envelope: Envelope, ref: ManifestRef
         at = chain[-1].base
     chain.reverse()
     return merge(chain[0], chain[1:])
+
+
+async def read_settled(places: Places, read: Callable[[], Awaitable[T]]) -> T:
+    """What *read* reads of the remote, read again whenever an erasure moved manifests meanwhile; nothing else runs
+    between the last read and the return. Raises what *read* does.
+    """
+    while True:
+        relocations = places.relocations
+        try:
+            found = await read()
+        except RemoteMissing:
+            if relocations == places.relocations:
+                raise
+            continue
+        if relocations == places.relocations:
+            return found
 
 
 class SessionDirectory:
@@ -184,9 +202,8 @@ class SessionDirectory:
         async with self._loading.setdefault(ROOT_INO, trio.Lock()):
             if self._root_loaded:
                 return
-            found = await self._catalogue.resolve(DOT_SESSION)
-            if found is not None and found[0] is not None:
-                manifest = await load_manifest(self._store, self._envelope, found[0])
+            found, _, manifest = await read_settled(self._places, lambda: self._read_latest(DOT_SESSION))
+            if found is not None and found[0] is not None and manifest is not None:
                 self._install(ROOT_INO, DOT_SESSION, manifest, found[0])
             self._root_loaded = True
 
@@ -336,10 +353,8 @@ class SessionDirectory:
                 return
             published = self._places.published(session)
             name = published.name if published is not None else b""
-            found = await self._catalogue.resolve(name)
-            if found is not None and found[0] is not None:
-                kept = await self._catalogue.resolve_kept(name)
-                manifest = await load_manifest(self._store, self._envelope, found[0])
+            found, kept, manifest = await read_settled(self._places, lambda: self._read_latest(name))
+            if found is not None and found[0] is not None and manifest is not None:
                 self._install(session, name, manifest, found[0])
                 self._take_snapshots(session, name, kept)
             elif found is not None:
@@ -356,6 +371,16 @@ class SessionDirectory:
         self._places.set_published(session, None)
         self._places.snapshots.clear_published(session)
         self.forget_name(name)
+
+    async def _read_latest(
+        self, name: bytes
+    ) -> tuple[tuple[ManifestRef | None, int] | None, list[KeptSnapshot], Manifest | None]:
+        """(answer of `Catalogue.resolve`, kept snapshots, latest manifest if there is one). Raises RemoteError."""
+        found = await self._catalogue.resolve(name)
+        if found is None or found[0] is None:
+            return found, [], None
+        kept = await self._catalogue.resolve_kept(name) if name != DOT_SESSION else []
+        return found, kept, await load_manifest(self._store, self._envelope, found[0])
 
     def _take_snapshots(self, session: Ino, name: bytes, kept: list[KeptSnapshot]) -> None:
         for one in kept:

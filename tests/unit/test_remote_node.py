@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -15,11 +16,12 @@ from sessfs.errors import (
 )
 from sessfs.format.envelope import AeadEnvelope, Envelope, PlainEnvelope
 from sessfs.format.manifest import Manifest, ManifestRef
-from sessfs.format.repository import decode_holder, decode_session_object, decode_state
+from sessfs.format.repository import KeptSnapshot, decode_holder, decode_session_object, decode_state, encode_state
 from sessfs.format.segment import SegmentBuilder, segment_key, session_key, state_key
 from sessfs.remote import node as node_module
 from sessfs.remote.node import Identity, Node, open_node
 from tests.support.faultystore import FaultyStore, bucket_gone, timeout
+from tests.support.heldstore import HeldStore
 from tests.support.memorystore import MemoryStore
 
 PLAIN = PlainEnvelope()
@@ -177,6 +179,45 @@ async def test_node_that_always_publishes_writes_checkpoints_too(autojump_clock:
     assert state.last_checkpoint >= node_module.CHECKPOINT_AT_LAST
 
 
+async def test_node_slow_checkpoint_does_not_undo_a_later_one() -> None:
+    """The segments before the later one may be gone by the time that the slow one is done."""
+    store = HeldStore(MemoryStore())
+    node = await take(store)
+    await publish(node, store, b"s", b"gone")
+    slow = store.hold("put", "*/checkpoints/*")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.checkpoint)
+        await slow.reached.wait()
+        await publish(node, store, b"t", gone=(b"gone",))
+        nursery.start_soon(node.erase, [b"gone"])
+        await trio.testing.wait_all_tasks_blocked()
+        slow.release()
+    await store.delete([segment_key("a", 1), segment_key("a", 2)])
+    assert await names_of(await take(store)) == [b"s", b"t"]
+
+
+async def test_node_slow_checkpoint_does_not_overwrite_what_a_later_one_says_of_kept_snapshots() -> None:
+    inner = MemoryStore()
+    store = HeldStore(inner)
+    node = await take(store)
+    kept: list[KeptSnapshot] = []
+    node.keeping.kept_of = lambda name: list(kept)
+    await publish(node, store, b"s")
+    found = await node.resolve(b"s")
+    assert found is not None
+    assert found[0] is not None
+    kept.append(KeptSnapshot(1, 0, found[0]))
+    slow = store.hold("put", "*/checkpoints/*")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.checkpoint)
+        await slow.reached.wait()
+        kept[0] = KeptSnapshot(1, 0, found[0], "marked")
+        nursery.start_soon(node.save_kept, b"s")
+        await trio.testing.wait_all_tasks_blocked()
+        slow.release()
+    assert [one.mark for one in await (await take(inner)).resolve_kept(b"s")] == ["marked"]
+
+
 async def test_node_fenced_ends_its_run_and_says_by_whom(autojump_clock: trio.testing.MockClock) -> None:
     store = MemoryStore()
     node = await take(store)
@@ -237,6 +278,53 @@ async def test_node_lost_reply_of_its_own_write_is_recognised() -> None:
     await publish(node, store, b"t")
     again = await take(store)
     assert await names_of(again) == [b"s", b"t"]
+
+
+async def test_node_release_whose_reply_is_lost_is_recognised() -> None:
+    store = FaultyStore(MemoryStore())
+    node = await take(store)
+    store.plan("put_if", timeout(after=True))
+    with pytest.raises(RemoteUnavailable):
+        await node.release()
+    await node.release()
+    assert node.fenced is None
+    await take(store, "b")
+
+
+async def test_node_heart_does_not_beat_once_all_is_released(autojump_clock: trio.testing.MockClock) -> None:
+    """Its state would not be clean any more, and the next node would have to take over."""
+    store = MemoryStore()
+    node = await take(store)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(node.run)
+        await publish(node, store, *(b"s%d" % number for number in range(20)))
+        await node.release()
+        await trio.sleep(node_module.BEAT_S * 3)
+        nursery.cancel_scope.cancel()
+    assert decode_state(store.objects[state_key("a")]).clean
+    await take(store, "b")
+
+
+async def test_node_that_publishes_after_a_release_is_not_clean() -> None:
+    store = MemoryStore()
+    node = await take(store)
+    await node.release()
+    await publish(node, store, b"s")
+    with pytest.raises(RemoteHeld):
+        await take(store, "b")
+
+
+async def test_node_that_another_one_let_go_of_is_fenced() -> None:
+    """A clean state lets in whoever comes."""
+    store = MemoryStore()
+    node = await take(store)
+    await publish(node, store, b"s")
+    key = state_key("a")
+    state = decode_state(store.objects[key])
+    await store.put(key, encode_state(msgspec.structs.replace(state, clean=True, beat=state.beat + 1)))
+    with pytest.raises(Fenced, match="took it for replaced"):
+        await publish(node, store, b"t")
+    assert decode_state(store.objects[key]).clean
 
 
 async def test_node_write_that_did_not_land_does_not_count() -> None:

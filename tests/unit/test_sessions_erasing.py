@@ -34,6 +34,7 @@ from tests.support.volumes import HASH_KEY, assert_clean, open_box, open_machine
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
+    from sessfs.remote.objectstore import ObjectStore
     from sessfs.sessions.lives import Lives
     from sessfs.types import ChunkId
     from tests.support.volumes import Box, Machine
@@ -99,7 +100,7 @@ def in_bucket(store: MemoryStore) -> list[tuple[str, bytes]]:
 class Remote:
     """History, lives and erasing over a machine, as the daemon puts them together."""
 
-    def __init__(self, machine: Machine, store: MemoryStore, crash_point: Callable[[str], None] = lambda name: None):
+    def __init__(self, machine: Machine, store: ObjectStore, crash_point: Callable[[str], None] = lambda name: None):
         volume = machine.volume
 
         async def bring_here(ids: Collection[ChunkId]) -> None:
@@ -287,8 +288,8 @@ async def test_purge_leaves_nothing_in_the_bucket(tmp_path: Path) -> None:
 
 
 POINTS = (
-    *("removed", "published", "segments", "outbox", "state", "kept here", "moved", "checkpoint", "deleting", "remote"),
-    *("chunks", "copied", "meta"),
+    *("removed", "published", "segments", "outbox", "state", "kept here", "moved", "condemned", "checkpoint"),
+    *("deleting", "remote", "chunks", "copied", "meta"),
 )
 
 
