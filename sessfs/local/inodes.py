@@ -9,6 +9,7 @@ from __future__ import annotations
 import stat
 import struct
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakValueDictionary
 
 from sessfs.chrome import PathClass
 from sessfs.errors import StoreCorrupt
@@ -86,6 +87,7 @@ class Inode:
     """
 
     __slots__ = (
+        "__weakref__",
         "allocated",
         "atime_ns",
         "changed_s",
@@ -198,6 +200,8 @@ class Inodes(Users):
         super().__init__()
         self._db = db
         self._cache: dict[Ino, Inode] = {}
+        self._living: WeakValueDictionary[Ino, Inode] = WeakValueDictionary()
+        """Every inode that anybody holds, in the cache or no more: there is one object for each."""
         self._dirty: dict[Ino, Inode] = {}
         self._sessions: dict[Ino, SessionCounters] = {}
         self._dirty_sessions: set[Ino] = set()
@@ -227,16 +231,18 @@ class Inodes(Users):
     # -- inodes
 
     def find(self, ino: Ino) -> Inode | None:
-        """The inode, or None when there is none of that number."""
+        """The inode, the same object as long as anybody holds it; None when there is none of that number."""
         inode = self._cache.get(ino)
         if inode is None:
-            record = self._db.get(INODES, INO.pack(ino))
-            if record is None:
-                return None
-            inode = decode_inode(ino, record)
+            inode = self._living.get(ino)
+            if inode is None:
+                record = self._db.get(INODES, INO.pack(ino))
+                if record is None:
+                    return None
+                inode = self._living[ino] = decode_inode(ino, record)
             self._cache[ino] = inode
             if len(self._cache) > MAX_CLEAN_INODES:
-                self._trim(keep=ino)
+                self._trim()
         return inode
 
     def get(self, ino: Ino) -> Inode:
@@ -251,15 +257,20 @@ class Inodes(Users):
         inode = Inode(Ino(self.allocate_number()))
         inode.mode, inode.uid, inode.gid = mode, uid, gid
         inode.atime_ns = inode.mtime_ns = inode.ctime_ns = now_ns
-        self._cache[inode.ino] = inode
+        self._cache[inode.ino] = self._living[inode.ino] = inode
         self._dirty[inode.ino] = inode
         self.is_hard_dirty = True
         return inode
 
     def adopt(self, inode: Inode) -> None:
         """Take in an inode made elsewhere, under the number it has."""
-        self._cache[inode.ino] = inode
+        self._cache[inode.ino] = self._living[inode.ino] = inode
         self.touch(inode)
+
+    def note_open(self, inode: Inode) -> None:
+        """See Users. The count is nowhere but in the inode, which stays in memory from here on."""
+        super().note_open(inode)
+        self._cache[inode.ino] = inode
 
     def touch(self, inode: Inode, *, soft: bool = False, noted: bool = True) -> None:
         """Note that *inode* changed: it goes into the next batch. A *soft* change is one that a crash may take back to
@@ -278,6 +289,7 @@ class Inodes(Users):
         if self.changes is not None and inode.path_class <= self.travelling:
             self.changes.note_inode(inode.session, inode.ino)
         self._cache.pop(inode.ino, None)
+        self._living.pop(inode.ino, None)
         self._dirty.pop(inode.ino, None)
         for table in (INODES, SYMLINKS, ORPHANS):
             self._db.delete(table, key)
@@ -301,11 +313,10 @@ class Inodes(Users):
         """True when an inode or counter changed since the last `encode_dirty`."""
         return bool(self._dirty or self._dirty_sessions)
 
-    def _trim(self, keep: Ino) -> None:
+    def _trim(self) -> None:
+        """Let go of inodes of which the database knows all, the first to come first."""
         idle = [
-            ino
-            for ino, inode in self._cache.items()
-            if ino != keep and not inode.opens and not inode.hot_no and ino not in self._dirty
+            ino for ino, inode in self._cache.items() if not inode.opens and not inode.hot_no and ino not in self._dirty
         ]
         for ino in idle[: max(len(self._cache) - MAX_CLEAN_INODES * 3 // 4, 0)]:
             del self._cache[ino]

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sessfs.errors import RemoteCorrupt, RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt
+from sessfs.local import inodes
 from sessfs.local.chunkstore import CHUNK_TABLES, FRAMES
 from sessfs.local.db import Database
 from sessfs.local.places import RemotePlace
@@ -21,8 +23,10 @@ from tests.support.memorystore import MemoryStore
 from tests.support.volumes import assert_clean, open_machine, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
+    from sessfs.types import ChunkId
     from tests.support.volumes import Machine
 
 BODY = random.Random(5).randbytes(3_000_000)
@@ -94,6 +98,35 @@ async def test_fetch_damaged_chunk_is_healed_from_the_remote(tmp_path: Path) -> 
     assert_clean(tmp_path / "a")
     async with open_machine(tmp_path / "a", FaultyStore(store)) as machine:
         assert await machine.read(b"s/f") == BODY
+
+
+async def test_fetch_for_a_truncate_while_the_inode_leaves_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks at the file meanwhile, and who changes it after, has the same one."""
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+    monkeypatch.setattr(inodes, "MAX_CLEAN_INODES", 1)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        held_up, fetching = trio.Event(), machine.chunks.fetch
+
+        async def fetch_late(ids: Collection[ChunkId]) -> None:
+            await held_up.wait()
+            await fetching(ids)
+
+        monkeypatch.setattr(machine.chunks, "fetch", fetch_late)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(machine.truncate, b"s/f", 1_000_000)
+            await trio.testing.wait_all_tasks_blocked()
+            machine.get(b"s/small")
+            assert machine.get(b"s/f").size == len(BODY)
+            held_up.set()
+        await machine.write(b"s/f", b"x", 5)
+        await machine.commit()
+        machine.get(b"s/small")
+        assert await machine.read(b"s/f") == BODY[:5] + b"x" + BODY[6:1_000_000]
+    assert_clean(tmp_path / "b")
 
 
 async def test_fetch_damage_in_the_remote_is_an_error_for_its_range_alone(tmp_path: Path) -> None:
