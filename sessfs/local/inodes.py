@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import stat
 import struct
+from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -65,6 +66,10 @@ COUNTER = struct.Struct("<Q")
 NEXT_NUMBER = b"next-number"
 NUMBER_BLOCK = 4096
 MAX_CLEAN_INODES = 20_000
+LOOKS = 4
+"""So many inodes are looked at, for each that comes or changed, to find those that can go: it takes no longer where
+100,000 have to stay.
+"""
 
 Ranges = list[tuple[int, int]]
 
@@ -199,7 +204,7 @@ class Inodes(Users):
     def __init__(self, db: Database) -> None:
         super().__init__()
         self._db = db
-        self._cache: dict[Ino, Inode] = {}
+        self._cache: OrderedDict[Ino, Inode] = OrderedDict()
         self._living: WeakValueDictionary[Ino, Inode] = WeakValueDictionary()
         """Every inode that anybody holds, in the cache or no more: there is one object for each."""
         self._dirty: dict[Ino, Inode] = {}
@@ -241,8 +246,7 @@ class Inodes(Users):
                     return None
                 inode = self._living[ino] = decode_inode(ino, record)
             self._cache[ino] = inode
-            if len(self._cache) > MAX_CLEAN_INODES:
-                self._trim()
+            self._trim(LOOKS)
         return inode
 
     def get(self, ino: Ino) -> Inode:
@@ -300,7 +304,9 @@ class Inodes(Users):
         """Put every changed inode and session counter into the overlay; called right before a cut."""
         for ino, inode in self._dirty.items():
             self._db.put(INODES, INO.pack(ino), inode.encode())
+        changed = len(self._dirty)
         self._dirty.clear()
+        self._trim(LOOKS * changed)
         self.is_hard_dirty = False
         for session in self._dirty_sessions:
             counters = self._sessions[session]
@@ -313,13 +319,15 @@ class Inodes(Users):
         """True when an inode or counter changed since the last `encode_dirty`."""
         return bool(self._dirty or self._dirty_sessions)
 
-    def _trim(self) -> None:
-        """Let go of inodes of which the database knows all, the first to come first."""
-        idle = [
-            ino for ino, inode in self._cache.items() if not inode.opens and not inode.hot_no and ino not in self._dirty
-        ]
-        for ino in idle[: max(len(self._cache) - MAX_CLEAN_INODES * 3 // 4, 0)]:
-            del self._cache[ino]
+    def _trim(self, looks: int) -> None:
+        """While too many are cached, look at up to *looks* of them, the first to come first, and let go of those of
+        which the database knows all. What has to stay is not looked at again before all others.
+        """
+        while looks and len(self._cache) > MAX_CLEAN_INODES:
+            looks -= 1
+            ino, inode = self._cache.popitem(last=False)
+            if inode.opens or inode.hot_no or ino in self._dirty:
+                self._cache[ino] = inode
 
     # -- dentries
 

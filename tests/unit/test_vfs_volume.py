@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
+
+import pytest
 
 from sessfs.local import inodes
 from tests.support.volumes import assert_clean, open_box
@@ -12,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    import pytest
-
+    from sessfs.local.inodes import Inode
     from sessfs.types import Ino
     from tests.support.volumes import Box
 
@@ -102,3 +104,25 @@ async def test_volume_open_file_is_known_to_be_open_though_it_had_left_the_cache
         assert await box.volume.fileio.read(names.get(file), 0, 1000) == b"x" * 1000
         box.volume.inodes.note_closed(names.get(file))
         names.reclaim(names.get(file))
+
+
+@pytest.mark.parametrize("what", ["made", "written and sealed"])
+async def test_volume_cache_of_inodes_is_bounded_while_files_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(inodes, "MAX_CLEAN_INODES", 10)
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        made: weakref.WeakSet[Inode] = weakref.WeakSet()
+        for i in range(100):
+            if what == "made":
+                made.add(box.create(b"s/%d" % i))
+            else:
+                made.add(await box.write(b"s/%d" % i, b"x"))
+        await box.commit()
+        if what != "made":
+            assert len(made) == 100, "they are hot"
+            await box.seal()
+            await box.commit()
+        assert len(made) <= 10
+    assert_clean(tmp_path / "state")
