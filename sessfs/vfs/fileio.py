@@ -11,6 +11,8 @@ from __future__ import annotations
 import stat
 from typing import TYPE_CHECKING, Protocol
 
+import trio
+
 from sessfs.errors import RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
 from sessfs.vfs.contents import Contents
 from sessfs.vfs.ranges import split
@@ -40,7 +42,7 @@ class ChunkSource(Protocol):
         """The verified chunk if it is here, without waiting; raises StoreCorrupt if what is here is not it."""
 
     def is_here(self, cid: ChunkId) -> bool:
-        """True when `find` would have the chunk; costs a look-up."""
+        """True when the chunk is stored here, for all that is known: costs a look-up. `find` alone sees damage."""
 
     def note_read(self, session: Ino, cid: ChunkId) -> None:
         """A file of *session* is read, and the chunk is needed for it."""
@@ -141,17 +143,20 @@ class FileIO(Contents):
     # -- writing
 
     def can_write(self, inode: Inode, offset: int, length: int) -> bool:
-        """True when a write of that range will not have to wait."""
+        """True when a write of that range, now, will not have to wait. Raises StoreCorrupt as the write would."""
         if self._must_wait(inode):
             return False
-        return not inode.cold or all(
-            extent.is_hole or self._chunks.is_here(extent.chunk)
-            for extent in self._touched(inode, offset, offset + length)
-        )
+        # It takes a look at the chunk itself: a damaged one has to be fetched, too.
+        return all(self._find(inode, extent) is not None for extent in self._edges(inode, offset, offset + length))
 
     def can_truncate(self, inode: Inode, size: int) -> bool:
-        """True when cutting or extending to *size* will not have to wait."""
-        return size == 0 or self.can_write(inode, max(size - 1, 0), 1)
+        """True when cutting or extending to *size*, now, will not have to wait. Raises as `can_write`."""
+        if size == 0:
+            return True
+        if self._must_wait(inode):
+            return False
+        divided = self._divided(inode, size)
+        return divided is None or divided.is_hole or self._find(inode, divided) is not None
 
     def _must_wait(self, inode: Inode) -> bool:
         return (
@@ -170,7 +175,7 @@ class FileIO(Contents):
             self.quota.grow(inode, end - inode.size)
         await self._unshare(inode)
         while missing := self._hydrate_edges(inode, offset, end):
-            await self._chunks.fetch(missing)
+            await self._fetch(missing)
             await self._unshare(inode)
         self.ensure_hot(inode)
         touched = self._touched(inode, offset, end)
@@ -196,16 +201,24 @@ class FileIO(Contents):
         recipe = self._inodes.load_recipe(inode)
         return [extent for part in spans for extent in recipe.overlapping(part.start, part.end)]
 
+    async def _fetch(self, missing: Collection[ChunkId]) -> None:
+        # A handler that came here without a task is given up where it first waits, which a nursery would not survive.
+        await trio.lowlevel.checkpoint()
+        await self._chunks.fetch(missing)
+
+    def _edges(self, inode: Inode, start: int, end: int) -> list[Extent]:
+        """The cold extents that [start, end) covers in part, but for holes."""
+        touched = self._touched(inode, start, end)
+        return [e for e in (*touched[:1], *touched[-1:]) if not e.is_hole and (e.start < start or e.end > end)]
+
     def _hydrate_edges(self, inode: Inode, start: int, end: int) -> list[ChunkId]:
         """Bring the cold extents that [start, end) covers in part into the hot file; all of them stay cold.
 
         Returns the chunks that must be fetched first, having changed nothing; else an empty list.
         """
-        touched = self._touched(inode, start, end)
-        edges = [e for e in (*touched[:1], *touched[-1:]) if not e.is_hole and (e.start < start or e.end > end)]
         plain: dict[int, Buffer] = {}
         missing: list[ChunkId] = []
-        for extent in edges:
+        for extent in self._edges(inode, start, end):
             chunk = self._find(inode, extent)
             if chunk is None:
                 missing.append(extent.chunk)
@@ -246,7 +259,7 @@ class FileIO(Contents):
             return
         await self._unshare(inode)
         while missing := self._cut_cold(inode, size):
-            await self._chunks.fetch(missing)
+            await self._fetch(missing)
             await self._unshare(inode)
         self.ensure_hot(inode)
         self._hot.truncate(inode.ino, inode.hot_no, size)
@@ -260,16 +273,22 @@ class FileIO(Contents):
     def _cut_cold(self, inode: Inode, size: int) -> list[ChunkId]:
         """Take the extents at and after *size* out of the cold ranges; the one that *size* divides becomes hot."""
         start = size
-        if any(low < size <= high for low, high in inode.cold):
-            extent = next(self._inodes.load_recipe(inode).overlapping(size - 1, size))
-            if extent.end > size:
-                missing = self._hydrate_edges(inode, extent.start + 1, extent.end)
-                if missing:
-                    return missing
-                start = extent.start
+        divided = self._divided(inode, size)
+        if divided is not None:
+            missing = self._hydrate_edges(inode, divided.start + 1, divided.end)
+            if missing:
+                return missing
+            start = divided.start
         if inode.cold and inode.cold[-1][1] > size:
             self.make_hot(inode, start, inode.cold[-1][1])
         return []
+
+    def _divided(self, inode: Inode, size: int) -> Extent | None:
+        """The cold extent that has bytes on both sides of *size* (above 0)."""
+        for extent in self._touched(inode, size - 1, size):
+            if extent.end > size:
+                return extent
+        return None
 
     # -- snapshots
 
