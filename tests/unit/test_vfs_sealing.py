@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import signal
@@ -13,13 +14,16 @@ import trio
 import trio.testing
 
 from sessfs.errors import LocalStoreError
+from sessfs.format.recipe import Recipe, encode_extent
+from sessfs.types import HOLE
 from sessfs.vfs import fileio, priority, sealing
 from sessfs.vfs.quiet import QUIET_REQUESTS, QUIET_S
 from sessfs.vfs.sealing import PATIENCE, TICK_S
+from tests.support.badsector import BadSector
 from tests.support.volumes import assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
-    from sessfs.format.recipe import Recipe
+    from sessfs.local.inodes import Inode
     from tests.support.volumes import Box
 
 
@@ -273,6 +277,54 @@ async def test_seal_frozen_failing_thaws_and_pins_nothing(tmp_path: Path) -> Non
             box.unlink(b"s/%d" % i)
         await box.drop_dead()
         assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path / "state")
+
+
+def changed_since(inode: Inode, then_s: float) -> bool:
+    """What could not be sealed counts as just changed."""
+    return inode.changed_s > then_s
+
+
+@pytest.mark.parametrize("why", ["it can't be opened", "it can't be read", "its recipe is damaged"])
+async def test_sealer_seals_the_others_when_one_file_cannot_be_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    sector = BadSector(tmp_path / "site", monkeypatch)
+    async with open_box(tmp_path / "state", seal_idle_s=1.0) as box:
+        box.mkdir(b"s")
+        box.mkdir(b"t")
+        bad = await box.write(b"s/f", noise(1, 200_000))
+        if why == "its recipe is damaged":
+            await box.seal()
+            await box.write(b"s/f", b"hot", 100)
+            recipe, damaged = box.volume.inodes.load_recipe(bad), Recipe(encode_extent(HOLE, 200_000 - 1))
+            box.volume.inodes.store_recipe(bad, damaged)
+        path = box.volume.hot.path(bad.ino, bad.hot_no)
+        if why == "it can't be opened":
+            path.rename(path.with_suffix(".away"))
+            path.symlink_to(path)
+        if why == "it can't be read":
+            sector.strike(path)
+        others = [await box.write(b"t/%d" % i, noise(2 + i, 1000)) for i in range(3)]
+        pid = box.volume.seal_pid
+        for _ in range(2):
+            box.clock.advance(2)
+            await wait_until(functools.partial(changed_since, bad, box.clock.s() - 1))
+        assert not any(inode.hot_no for inode in others)
+        assert bad.hot_no
+        assert box.volume.seal_pid == pid
+        assert box.volume.sealer.failed is None
+        told = [record.message for record in caplog.records if "can't be sealed" in record.message]
+        assert len(told) == 1
+        assert f"inode {bad.ino} of session s" in told[0]
+        sector.mend()
+        if why == "it can't be opened":
+            path.unlink()
+            path.with_suffix(".away").rename(path)
+        if why == "its recipe is damaged":
+            box.volume.inodes.store_recipe(bad, recipe)
+        await box.seal()
+        assert not bad.hot_no
     assert_clean(tmp_path / "state")
 
 
