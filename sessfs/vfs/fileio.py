@@ -8,12 +8,13 @@ that was durable before must reach the disk before the metadata that says so: su
 
 from __future__ import annotations
 
+import errno
 import stat
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from sessfs.errors import RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
+from sessfs.errors import PosixError, RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
 from sessfs.vfs.contents import Contents
 from sessfs.vfs.ranges import split
 
@@ -32,6 +33,8 @@ READ_AHEAD_BYTES = 2 << 20
 """Who waits for one chunk of a file will want the next: what follows comes with it, mostly in the same request."""
 COPY_MAX_BYTES = 32 << 20
 """A frozen hot file of up to this size is copied for a writer, which takes some ten ms; for a larger one it waits."""
+FILE_MAX_BYTES = 16 << 40
+"""As on ext4. Each 4 GiB of a hole are an extent in memory, and other filesystems take holes of eight million TiB."""
 SUID_SGID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -167,10 +170,10 @@ class FileIO(Contents):
     async def write(self, inode: Inode, offset: int, content: bytes | memoryview) -> int:
         """Write all of *content*; returns its length. Acknowledged means: survives the application, and the daemon
         once the next commit has named its hot file; durable only after fsync. Raises StoreFull, or PosixError EDQUOT
-        (nothing changed).
+        or EFBIG (nothing changed).
         """
         end = offset + len(content)
-        self._require_room()
+        self._require_room(inode, end)
         if self.quota is not None and end > inode.size:
             self.quota.grow(inode, end - inode.size)
         await self._unshare(inode)
@@ -189,9 +192,11 @@ class FileIO(Contents):
         self.note_change(inode, max(end, inode.size), soft=True)
         return len(content)
 
-    def _require_room(self) -> None:
+    def _require_room(self, inode: Inode, end: int) -> None:
         if self.full_reason is not None:
             raise StoreFull(self.full_reason)
+        if end > max(inode.size, FILE_MAX_BYTES):
+            raise PosixError(errno.EFBIG, f"a file has {FILE_MAX_BYTES >> 40} TiB at most")
 
     def _touched(self, inode: Inode, start: int, end: int) -> list[Extent]:
         """The cold extents that hold any byte of [start, end), in order."""
@@ -244,11 +249,11 @@ class FileIO(Contents):
                 self.make_hot(inode, extent.start, extent.end)
 
     async def truncate(self, inode: Inode, size: int) -> None:
-        """Set the size: what is cut off is gone, what is added reads as zeros. Raises StoreFull, or PosixError EDQUOT,
-        for growth only.
+        """Set the size: what is cut off is gone, what is added reads as zeros. Raises StoreFull, or PosixError EDQUOT
+        or EFBIG, for growth only.
         """
         if size > inode.size:
-            self._require_room()
+            self._require_room(inode, size)
         if self.quota is not None:
             if size > inode.size:
                 self.quota.grow(inode, size - inode.size)
