@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,10 @@ def iter_regions(fd: int, start: int, end: int) -> Iterator[tuple[int, int, bool
         try:
             with reading():
                 data = min(os.lseek(fd, at, os.SEEK_DATA), end)
-        except Unreadable:
+        except Unreadable as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            # There is no more data.
             data = end
         if data - at >= HOLE_MIN_BYTES:
             if data_from < at:

@@ -1,9 +1,9 @@
-"""A disk that fails to give the bytes of one file, for processes that are started from here on."""
+"""A disk that fails to give the bytes of one file, or to say where its holes are, to processes started from here on."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -13,17 +13,21 @@ if TYPE_CHECKING:
 _SITE = """
 import errno, os
 
-_preadv = os.preadv
+
+def failing(name):
+    function = getattr(os, name)
+
+    def fail(fd, *args):
+        with open({mark!r}) as mark:
+            if mark.read() == name + str(os.fstat(fd).st_ino):
+                raise OSError(errno.EIO, "Input/output error")
+        return function(fd, *args)
+
+    setattr(os, name, fail)
 
 
-def preadv(fd, buffers, offset):
-    with open({mark!r}) as mark:
-        if mark.read() == str(os.fstat(fd).st_ino):
-            raise OSError(errno.EIO, "Input/output error")
-    return _preadv(fd, buffers, offset)
-
-
-os.preadv = preadv
+failing("preadv")
+failing("lseek")
 """
 
 
@@ -38,10 +42,10 @@ class BadSector:
         paths = [str(directory), *filter(None, [os.environ.get("PYTHONPATH")])]
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
 
-    def strike(self, path: Path) -> None:
-        """That file, and no other, can't be read."""
-        self._mark.write_text(str(path.stat().st_ino))
+    def strike(self, path: Path, call: Literal["preadv", "lseek"] = "preadv") -> None:
+        """With that file, and no other, the system call fails."""
+        self._mark.write_text(call + str(path.stat().st_ino))
 
     def mend(self) -> None:
-        """Every file can be read."""
+        """There is no such file any more."""
         self._mark.write_text("")

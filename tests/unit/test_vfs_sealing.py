@@ -285,7 +285,9 @@ def changed_since(inode: Inode, then_s: float) -> bool:
     return inode.changed_s > then_s
 
 
-@pytest.mark.parametrize("why", ["it can't be opened", "it can't be read", "its recipe is damaged"])
+@pytest.mark.parametrize(
+    "why", ["it can't be opened", "it can't be read", "its holes are unknown", "its recipe is damaged"]
+)
 async def test_sealer_seals_the_others_when_one_file_cannot_be_sealed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
 ) -> None:
@@ -305,6 +307,8 @@ async def test_sealer_seals_the_others_when_one_file_cannot_be_sealed(
             path.symlink_to(path)
         if why == "it can't be read":
             sector.strike(path)
+        if why == "its holes are unknown":
+            sector.strike(path, "lseek")
         others = [await box.write(b"t/%d" % i, noise(2 + i, 1000)) for i in range(3)]
         pid = box.volume.seal_pid
         for _ in range(2):
@@ -323,8 +327,10 @@ async def test_sealer_seals_the_others_when_one_file_cannot_be_sealed(
             path.with_suffix(".away").rename(path)
         if why == "its recipe is damaged":
             box.volume.inodes.store_recipe(bad, recipe)
+        content = await box.read(b"s/f")
         await box.seal()
         assert not bad.hot_no
+        assert await box.read(b"s/f") == content
     assert_clean(tmp_path / "state")
 
 
