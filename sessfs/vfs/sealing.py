@@ -71,7 +71,7 @@ class SealProcessClient:
         self._buffer = bytearray()
         self._is_sent = False
         self.lost_count = False
-        """True once the process ended in the middle of a request: it may have stored what nobody asks for."""
+        """True once a request failed, or the process ended in one: it may have stored what nobody asks for."""
         self._lock = trio.Lock()
         self._hurries = 0
         self._is_urgent = True
@@ -114,8 +114,10 @@ class SealProcessClient:
             except trio.Cancelled:
                 await self._finish(process, request, on_late)
                 raise
-        if reply.error:
-            raise LocalStoreError(reply.error)
+            if reply.error:
+                # It ends by itself, having stored who knows what; the next request must not go to it.
+                await self._abandon(process, request)
+                raise LocalStoreError(reply.error)
         return reply
 
     async def _finish(self, process: trio.Process, request: Task, on_late: Callable[[Reply], None]) -> None:

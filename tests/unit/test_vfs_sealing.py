@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -372,6 +373,39 @@ async def test_seal_process_killed_at_work_leaves_a_state_that_is_swept(tmp_path
             await box.drop_dead()
         assert box.volume.reader.totals().plain_bytes == 0
     assert_clean(tmp_path / "state")
+
+
+async def test_seal_that_fails_half_way_leaves_a_state_that_is_swept(tmp_path: Path) -> None:
+    """What was written before the failure is there for good, and nobody was told of it."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", noise(1, 32 << 20))
+        assert box.volume.seal_pid is not None
+        resource.prlimit(box.volume.seal_pid, resource.RLIMIT_FSIZE, (12 << 20, 12 << 20))
+        with pytest.raises(LocalStoreError):
+            await box.seal()
+        box.unlink(b"s/f")
+        await box.commit()
+    async with open_box(tmp_path / "state") as box:
+        assert not box.volume.state.was_clean
+        assert box.volume.reader.totals().plain_bytes > 0
+        with trio.fail_after(10):
+            await trio.sleep(0.2)
+            await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path / "state")
+
+
+async def test_seal_process_that_failed_is_not_asked_again(tmp_path: Path) -> None:
+    """It answers, and needs a moment to end."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        for i in range(5):
+            await box.write(b"s/f", noise(i, 1000))
+            with pytest.raises(LocalStoreError, match="cut short"):
+                await box.volume.sealer.store_frames([(b"", [])], [])
+            await box.seal()
+            assert not box.get(b"s/f").hot_no
 
 
 async def test_drop_that_fails_is_tried_again(tmp_path: Path) -> None:
