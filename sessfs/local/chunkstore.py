@@ -224,6 +224,7 @@ class ChunkReader:
             (FrameNo(FRAME_KEY.unpack(key)[0]), int(LIVE_BYTES.unpack(live)[0] * ratio))
             for key, live in self._db.scan(LIVE)
         ]
+        self._last_use = {frame: self._last_use[frame] for frame, _ in frames if frame in self._last_use}
         return sorted(frames, key=lambda f: (self._last_use.get(f[0], 0), f[0]))
 
     def chunks_of(self, frame: FrameNo) -> list[ChunkId]:
