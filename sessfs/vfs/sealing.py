@@ -286,20 +286,24 @@ class Sealer:
             await self._seal_files([inode for inode in job if inode.hot_no])
 
     async def _seal_files(self, job: list[Inode]) -> None:
-        empty = [inode for inode in job if inode.size == 0]
-        for inode in empty:
-            self._fileio.retire_hot(inode)
-            self._inodes.touch(inode, noted=False)
         files: list[SealFile] = []
+        numbers: list[int] = []
         for inode in job:
+            if inode.size == 0:
+                self._fileio.retire_hot(inode)
+                self._inodes.touch(inode, noted=False)
+                continue
             try:
-                files += [self.describe(inode)] if inode.size else []
+                files.append(self.describe(inode))
             except StoreCorrupt as exc:
                 self._put_off(inode, str(exc))
+            else:
+                numbers.append(inode.hot_no)
         if not files:
             return
-        for file in (await self._request(SealRequest(files))).files:
-            self._place(file)
+        reply = await self._request(SealRequest(files))
+        for file, number in zip(reply.files, numbers, strict=True):
+            self._place(file, number)
 
     async def _request(self, request: Task) -> Reply:
         """The reply, its chunks visible here and noted. Raises LocalStoreError: then the process may have stored chunks
@@ -346,7 +350,7 @@ class Sealer:
                             raise StoreCorrupt(f"inode {file.ino} could not be sealed for a snapshot: {file.error}")
                         recipe = recipes[Ino(file.ino)] = Recipe(file.recipe)
                         self._references.pin(recipe.iter_chunks())
-                        self._place(file)
+                        self._place(file, item.number)
                         self.thaw([item])
         except BaseException:
             for recipe in recipes.values():
@@ -371,10 +375,10 @@ class Sealer:
             raise StoreCorrupt(f"the recipe of inode {inode.ino} is damaged: {exc}") from exc
         return SealFile(inode.ino, inode.version, str(self._hot.path(inode.ino, inode.hot_no)), spans)
 
-    def _place(self, file: SealedFile) -> None:
-        """Use the recipe, if the file is still what was sealed."""
+    def _place(self, file: SealedFile, number: int) -> None:
+        """Use the recipe, if the file is still what was sealed: hot file *number*, of that version."""
         inode = self._inodes.find(Ino(file.ino))
-        if inode is None or inode.version != file.version or not inode.hot_no:
+        if inode is None or (inode.hot_no, inode.version) != (number, file.version):
             return
         if file.recipe is None:
             self._put_off(inode, file.error)

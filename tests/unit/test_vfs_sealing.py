@@ -167,6 +167,22 @@ async def test_sealing_result_for_an_older_version_is_not_used(tmp_path: Path) -
     assert_clean(tmp_path / "state")
 
 
+async def test_sealing_result_for_another_hot_file_of_the_same_version_is_not_used(tmp_path: Path) -> None:
+    """Versions are counted anew when an inode is loaded again; numbers of hot files never are."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", noise(1, 1000))
+        version = inode.version
+        frozen = box.volume.sealer.freeze([inode])
+        await box.seal()
+        await box.write(b"s/f", noise(2, 1000))
+        inode.version = version
+        recipes = await box.volume.sealer.seal_frozen(frozen)
+        box.volume.references.unpin(recipes[inode.ino].iter_chunks())
+        assert await box.read(b"s/f") == noise(2, 1000)
+    assert_clean(tmp_path / "state")
+
+
 async def test_sealing_file_that_goes_meanwhile_leaves_nothing(tmp_path: Path) -> None:
     async with open_box(tmp_path / "state") as box:
         box.mkdir(b"s")
