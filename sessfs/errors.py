@@ -14,7 +14,7 @@ SessfsError                     EIO        1
 │   ├── MountBusy               EBUSY      17   files are still open; names the processes
 │   └── StartFailed             EIO        18   the daemon ended before the mount answered
 ├── LocalStoreError             EIO        20
-│   ├── StoreCorrupt            EIO        21   bytes do not match their hash, a record does not decode
+│   ├── StoreCorrupt            EIO        21   bytes do not match their hash or can't be read, a record does not decode
 │   └── StoreFull               ENOSPC     22   the disk or --cache-size is full
 └── RemoteError                 EIO        30
     ├── RemoteUnavailable       EIO        31   unknown whether it happened: retry

@@ -224,14 +224,15 @@ class ChunkReader:
             (FrameNo(FRAME_KEY.unpack(key)[0]), int(LIVE_BYTES.unpack(live)[0] * ratio))
             for key, live in self._db.scan(LIVE)
         ]
+        self._last_use = {frame: self._last_use[frame] for frame, _ in frames if frame in self._last_use}
         return sorted(frames, key=lambda f: (self._last_use.get(f[0], 0), f[0]))
 
     def chunks_of(self, frame: FrameNo) -> list[ChunkId]:
-        """The chunks that lie in the frame; empty when it is gone."""
+        """The chunks that lie in the frame; empty when it is gone, or does not say which it has, being damaged."""
         record = self._db.get(FRAMES, FRAME_KEY.pack(frame))
         if record is None:
             return []
-        ids = [cid for cid, _ in decode_frame_record(record)[0]]
+        ids = listed_chunks(record)
         return [cid for cid in ids if (place := find_place(self._db, cid)) is not None and place.frame == frame]
 
     def used_bytes(self) -> int:

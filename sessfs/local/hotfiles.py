@@ -72,7 +72,10 @@ class HotFiles:
             while at < size:
                 try:
                     at = os.lseek(source, at, os.SEEK_DATA)
-                except OSError:
+                except OSError as exc:
+                    if exc.errno != errno.ENXIO:
+                        raise
+                    # There is no more data.
                     break
                 end = os.lseek(source, at, os.SEEK_HOLE)
                 while at < end:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import stat
 import struct
+from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakValueDictionary
 
 from sessfs.chrome import PathClass
 from sessfs.errors import StoreCorrupt
@@ -64,6 +66,10 @@ COUNTER = struct.Struct("<Q")
 NEXT_NUMBER = b"next-number"
 NUMBER_BLOCK = 4096
 MAX_CLEAN_INODES = 20_000
+LOOKS = 4
+"""So many inodes are looked at, for each that comes or changed, to find those that can go: it takes no longer where
+100,000 have to stay.
+"""
 
 Ranges = list[tuple[int, int]]
 
@@ -86,6 +92,7 @@ class Inode:
     """
 
     __slots__ = (
+        "__weakref__",
         "allocated",
         "atime_ns",
         "changed_s",
@@ -197,7 +204,9 @@ class Inodes(Users):
     def __init__(self, db: Database) -> None:
         super().__init__()
         self._db = db
-        self._cache: dict[Ino, Inode] = {}
+        self._cache: OrderedDict[Ino, Inode] = OrderedDict()
+        self._living: WeakValueDictionary[Ino, Inode] = WeakValueDictionary()
+        """Every inode that anybody holds, in the cache or no more: there is one object for each."""
         self._dirty: dict[Ino, Inode] = {}
         self._sessions: dict[Ino, SessionCounters] = {}
         self._dirty_sessions: set[Ino] = set()
@@ -227,16 +236,17 @@ class Inodes(Users):
     # -- inodes
 
     def find(self, ino: Ino) -> Inode | None:
-        """The inode, or None when there is none of that number."""
+        """The inode, the same object as long as anybody holds it; None when there is none of that number."""
         inode = self._cache.get(ino)
         if inode is None:
-            record = self._db.get(INODES, INO.pack(ino))
-            if record is None:
-                return None
-            inode = decode_inode(ino, record)
+            inode = self._living.get(ino)
+            if inode is None:
+                record = self._db.get(INODES, INO.pack(ino))
+                if record is None:
+                    return None
+                inode = self._living[ino] = decode_inode(ino, record)
             self._cache[ino] = inode
-            if len(self._cache) > MAX_CLEAN_INODES:
-                self._trim(keep=ino)
+            self._trim(LOOKS)
         return inode
 
     def get(self, ino: Ino) -> Inode:
@@ -251,15 +261,20 @@ class Inodes(Users):
         inode = Inode(Ino(self.allocate_number()))
         inode.mode, inode.uid, inode.gid = mode, uid, gid
         inode.atime_ns = inode.mtime_ns = inode.ctime_ns = now_ns
-        self._cache[inode.ino] = inode
+        self._cache[inode.ino] = self._living[inode.ino] = inode
         self._dirty[inode.ino] = inode
         self.is_hard_dirty = True
         return inode
 
     def adopt(self, inode: Inode) -> None:
         """Take in an inode made elsewhere, under the number it has."""
-        self._cache[inode.ino] = inode
+        self._cache[inode.ino] = self._living[inode.ino] = inode
         self.touch(inode)
+
+    def note_open(self, inode: Inode) -> None:
+        """See Users. The count is nowhere but in the inode, which stays in memory from here on."""
+        super().note_open(inode)
+        self._cache[inode.ino] = inode
 
     def touch(self, inode: Inode, *, soft: bool = False, noted: bool = True) -> None:
         """Note that *inode* changed: it goes into the next batch. A *soft* change is one that a crash may take back to
@@ -278,6 +293,7 @@ class Inodes(Users):
         if self.changes is not None and inode.path_class <= self.travelling:
             self.changes.note_inode(inode.session, inode.ino)
         self._cache.pop(inode.ino, None)
+        self._living.pop(inode.ino, None)
         self._dirty.pop(inode.ino, None)
         for table in (INODES, SYMLINKS, ORPHANS):
             self._db.delete(table, key)
@@ -288,7 +304,9 @@ class Inodes(Users):
         """Put every changed inode and session counter into the overlay; called right before a cut."""
         for ino, inode in self._dirty.items():
             self._db.put(INODES, INO.pack(ino), inode.encode())
+        changed = len(self._dirty)
         self._dirty.clear()
+        self._trim(LOOKS * changed)
         self.is_hard_dirty = False
         for session in self._dirty_sessions:
             counters = self._sessions[session]
@@ -301,14 +319,15 @@ class Inodes(Users):
         """True when an inode or counter changed since the last `encode_dirty`."""
         return bool(self._dirty or self._dirty_sessions)
 
-    def _trim(self, keep: Ino) -> None:
-        idle = [
-            ino
-            for ino, inode in self._cache.items()
-            if ino != keep and not inode.opens and not inode.hot_no and ino not in self._dirty
-        ]
-        for ino in idle[: max(len(self._cache) - MAX_CLEAN_INODES * 3 // 4, 0)]:
-            del self._cache[ino]
+    def _trim(self, looks: int) -> None:
+        """While too many are cached, look at up to *looks* of them, the first to come first, and let go of those of
+        which the database knows all. What has to stay is not looked at again before all others.
+        """
+        while looks and len(self._cache) > MAX_CLEAN_INODES:
+            looks -= 1
+            ino, inode = self._cache.popitem(last=False)
+            if inode.opens or inode.hot_no or ino in self._dirty:
+                self._cache[ino] = inode
 
     # -- dentries
 

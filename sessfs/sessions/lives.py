@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sessfs.sync.history import History, SnapshotInfo
-    from sessfs.vfs.sealing import FrozenFile
+    from sessfs.vfs.frozen import FrozenFile
     from sessfs.vfs.volume import Volume
 
 BEFORE_ROLLBACK = "before rollback"

@@ -62,6 +62,7 @@ class Cutter(Generic[FrozenT]):
                 draft: Draft[FrozenT] = Draft(session, name, changes, last)
                 try:
                     cut(self._inodes, self._references, draft)
+                    draft.frozen = self._freezer.freeze(draft.hot)
                 except StoreCorrupt as exc:
                     self.leave_out(round_, draft, exc)
                     continue
@@ -70,7 +71,6 @@ class Cutter(Generic[FrozenT]):
                     self._changes.settle(session)
                     continue
                 round_.drafts.append(draft)
-                draft.frozen = self._freezer.freeze(draft.hot)
             elif last is not None:
                 round_.removed[session] = last.name
             else:
@@ -78,7 +78,9 @@ class Cutter(Generic[FrozenT]):
         self.in_flight = {draft.session: draft for draft in round_.drafts}
 
     async def seal(self, round_: Round[FrozenT]) -> None:
-        """Complete the drafts with the recipes of what was hot. Raises LocalStoreError."""
+        """Complete the drafts with the recipes of what was hot; one of which a file can't be sealed is left out. Raises
+        LocalStoreError.
+        """
         for draft in list(round_.drafts):
             try:
                 draft.fill(await self._freezer.seal_frozen(draft.frozen))

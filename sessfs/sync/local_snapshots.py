@@ -18,7 +18,7 @@ from sessfs.types import ROOT_INO, Ino
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from sessfs.local.changes import Changes
+    from sessfs.local.changes import Changes, SessionChanges
     from sessfs.local.chunkstore import References
     from sessfs.local.inodes import Inodes
     from sessfs.local.places import Places
@@ -82,12 +82,24 @@ class LocalSnapshots(Generic[FrozenT]):
         found = []
         for session, changes in list(self._changes.sessions.items()):
             if session == ROOT_INO:
+                self._shorten(changes)
                 continue
             if self._inodes.find_session_name(session) is None:
                 self._end(session)
             elif now_ns - changes.since_ns >= self._interval_s * 1e9:
                 found.append(session)
         return found
+
+    def _shorten(self, changes: SessionChanges) -> None:
+        """No snapshot is taken of the files in the root: of their changes it is enough to know that there are any, and
+        of files that were never published not even that.
+        """
+        if self._places.published(ROOT_INO) is None:
+            self._changes.forget(ROOT_INO)
+            return
+        self._changes.note_whole(ROOT_INO)
+        changes.inodes.clear()
+        changes.names.clear()
 
     def _end(self, session: Ino) -> None:
         """The session is gone. That it was published stays to be told to the remote."""

@@ -36,10 +36,10 @@ class Freezer(Protocol[FrozenT]):
     """What a cut needs of the sealing of files; *FrozenT* is what it keeps of each."""
 
     def freeze(self, inodes: Sequence[Inode]) -> list[FrozenT]:
-        """Keep the hot files of *inodes* as they are now."""
+        """Keep the hot files of *inodes* as they are now. Raises StoreCorrupt: then none is kept."""
 
     async def seal_frozen(self, frozen: Sequence[FrozenT]) -> Mapping[Ino, Recipe]:
-        """Recipes of frozen files, chunks pinned."""
+        """Recipes of frozen files, chunks pinned. Raises LocalStoreError, StoreCorrupt where a file is the reason."""
 
     def thaw(self, frozen: Sequence[FrozenT]) -> None:
         """Give up frozen files that are not to be sealed."""

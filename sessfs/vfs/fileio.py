@@ -8,10 +8,13 @@ that was durable before must reach the disk before the metadata that says so: su
 
 from __future__ import annotations
 
+import errno
 import stat
 from typing import TYPE_CHECKING, Protocol
 
-from sessfs.errors import RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
+import trio
+
+from sessfs.errors import PosixError, RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
 from sessfs.vfs.contents import Contents
 from sessfs.vfs.ranges import split
 
@@ -30,6 +33,8 @@ READ_AHEAD_BYTES = 2 << 20
 """Who waits for one chunk of a file will want the next: what follows comes with it, mostly in the same request."""
 COPY_MAX_BYTES = 32 << 20
 """A frozen hot file of up to this size is copied for a writer, which takes some ten ms; for a larger one it waits."""
+FILE_MAX_BYTES = 16 << 40
+"""As on ext4. Each 4 GiB of a hole are an extent in memory, and other filesystems take holes of eight million TiB."""
 SUID_SGID = stat.S_ISUID | stat.S_ISGID
 
 
@@ -40,7 +45,7 @@ class ChunkSource(Protocol):
         """The verified chunk if it is here, without waiting; raises StoreCorrupt if what is here is not it."""
 
     def is_here(self, cid: ChunkId) -> bool:
-        """True when `find` would have the chunk; costs a look-up."""
+        """True when the chunk is stored here, for all that is known: costs a look-up. `find` alone sees damage."""
 
     def note_read(self, session: Ino, cid: ChunkId) -> None:
         """A file of *session* is read, and the chunk is needed for it."""
@@ -141,17 +146,20 @@ class FileIO(Contents):
     # -- writing
 
     def can_write(self, inode: Inode, offset: int, length: int) -> bool:
-        """True when a write of that range will not have to wait."""
+        """True when a write of that range, now, will not have to wait. Raises StoreCorrupt as the write would."""
         if self._must_wait(inode):
             return False
-        return not inode.cold or all(
-            extent.is_hole or self._chunks.is_here(extent.chunk)
-            for extent in self._touched(inode, offset, offset + length)
-        )
+        # It takes a look at the chunk itself: a damaged one has to be fetched, too.
+        return all(self._find(inode, extent) is not None for extent in self._edges(inode, offset, offset + length))
 
     def can_truncate(self, inode: Inode, size: int) -> bool:
-        """True when cutting or extending to *size* will not have to wait."""
-        return size == 0 or self.can_write(inode, max(size - 1, 0), 1)
+        """True when cutting or extending to *size*, now, will not have to wait. Raises as `can_write`."""
+        if size == 0:
+            return True
+        if self._must_wait(inode):
+            return False
+        divided = self._divided(inode, size)
+        return divided is None or divided.is_hole or self._find(inode, divided) is not None
 
     def _must_wait(self, inode: Inode) -> bool:
         return (
@@ -162,15 +170,15 @@ class FileIO(Contents):
     async def write(self, inode: Inode, offset: int, content: bytes | memoryview) -> int:
         """Write all of *content*; returns its length. Acknowledged means: survives the application, and the daemon
         once the next commit has named its hot file; durable only after fsync. Raises StoreFull, or PosixError EDQUOT
-        (nothing changed).
+        or EFBIG (nothing changed).
         """
         end = offset + len(content)
-        self._require_room()
+        self._require_room(inode, end)
         if self.quota is not None and end > inode.size:
             self.quota.grow(inode, end - inode.size)
         await self._unshare(inode)
         while missing := self._hydrate_edges(inode, offset, end):
-            await self._chunks.fetch(missing)
+            await self._fetch(missing)
             await self._unshare(inode)
         self.ensure_hot(inode)
         touched = self._touched(inode, offset, end)
@@ -184,9 +192,11 @@ class FileIO(Contents):
         self.note_change(inode, max(end, inode.size), soft=True)
         return len(content)
 
-    def _require_room(self) -> None:
+    def _require_room(self, inode: Inode, end: int) -> None:
         if self.full_reason is not None:
             raise StoreFull(self.full_reason)
+        if end > max(inode.size, FILE_MAX_BYTES):
+            raise PosixError(errno.EFBIG, f"a file has {FILE_MAX_BYTES >> 40} TiB at most")
 
     def _touched(self, inode: Inode, start: int, end: int) -> list[Extent]:
         """The cold extents that hold any byte of [start, end), in order."""
@@ -196,16 +206,24 @@ class FileIO(Contents):
         recipe = self._inodes.load_recipe(inode)
         return [extent for part in spans for extent in recipe.overlapping(part.start, part.end)]
 
+    async def _fetch(self, missing: Collection[ChunkId]) -> None:
+        # A handler that came here without a task is given up where it first waits, which a nursery would not survive.
+        await trio.lowlevel.checkpoint()
+        await self._chunks.fetch(missing)
+
+    def _edges(self, inode: Inode, start: int, end: int) -> list[Extent]:
+        """The cold extents that [start, end) covers in part, but for holes."""
+        touched = self._touched(inode, start, end)
+        return [e for e in (*touched[:1], *touched[-1:]) if not e.is_hole and (e.start < start or e.end > end)]
+
     def _hydrate_edges(self, inode: Inode, start: int, end: int) -> list[ChunkId]:
         """Bring the cold extents that [start, end) covers in part into the hot file; all of them stay cold.
 
         Returns the chunks that must be fetched first, having changed nothing; else an empty list.
         """
-        touched = self._touched(inode, start, end)
-        edges = [e for e in (*touched[:1], *touched[-1:]) if not e.is_hole and (e.start < start or e.end > end)]
         plain: dict[int, Buffer] = {}
         missing: list[ChunkId] = []
-        for extent in edges:
+        for extent in self._edges(inode, start, end):
             chunk = self._find(inode, extent)
             if chunk is None:
                 missing.append(extent.chunk)
@@ -231,11 +249,11 @@ class FileIO(Contents):
                 self.make_hot(inode, extent.start, extent.end)
 
     async def truncate(self, inode: Inode, size: int) -> None:
-        """Set the size: what is cut off is gone, what is added reads as zeros. Raises StoreFull, or PosixError EDQUOT,
-        for growth only.
+        """Set the size: what is cut off is gone, what is added reads as zeros. Raises StoreFull, or PosixError EDQUOT
+        or EFBIG, for growth only.
         """
         if size > inode.size:
-            self._require_room()
+            self._require_room(inode, size)
         if self.quota is not None:
             if size > inode.size:
                 self.quota.grow(inode, size - inode.size)
@@ -246,7 +264,7 @@ class FileIO(Contents):
             return
         await self._unshare(inode)
         while missing := self._cut_cold(inode, size):
-            await self._chunks.fetch(missing)
+            await self._fetch(missing)
             await self._unshare(inode)
         self.ensure_hot(inode)
         self._hot.truncate(inode.ino, inode.hot_no, size)
@@ -260,16 +278,22 @@ class FileIO(Contents):
     def _cut_cold(self, inode: Inode, size: int) -> list[ChunkId]:
         """Take the extents at and after *size* out of the cold ranges; the one that *size* divides becomes hot."""
         start = size
-        if any(low < size <= high for low, high in inode.cold):
-            extent = next(self._inodes.load_recipe(inode).overlapping(size - 1, size))
-            if extent.end > size:
-                missing = self._hydrate_edges(inode, extent.start + 1, extent.end)
-                if missing:
-                    return missing
-                start = extent.start
+        divided = self._divided(inode, size)
+        if divided is not None:
+            missing = self._hydrate_edges(inode, divided.start + 1, divided.end)
+            if missing:
+                return missing
+            start = divided.start
         if inode.cold and inode.cold[-1][1] > size:
             self.make_hot(inode, start, inode.cold[-1][1])
         return []
+
+    def _divided(self, inode: Inode, size: int) -> Extent | None:
+        """The cold extent that has bytes on both sides of *size* (above 0)."""
+        for extent in self._touched(inode, size - 1, size):
+            if extent.end > size:
+                return extent
+        return None
 
     # -- snapshots
 

@@ -10,14 +10,15 @@ import contextlib
 import logging
 import subprocess
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
-from sessfs.errors import LocalStoreError
+from sessfs.errors import LocalStoreError, StoreCorrupt
 from sessfs.format.recipe import Recipe
 from sessfs.types import ChunkId, Ino
 from sessfs.vfs import priority
+from sessfs.vfs.frozen import JOB_BYTES, JOB_FILES, FrozenFile, iter_jobs
 from sessfs.vfs.ranges import split
 from sessfs.vfs.sealjobs import (
     LENGTH,
@@ -51,8 +52,6 @@ if TYPE_CHECKING:
     from sessfs.vfs.quiet import Quiet
 
 log = logging.getLogger(__name__)
-JOB_BYTES = 64 << 20
-JOB_FILES = 256
 TICK_S = 1.0
 RETRY_S = 5.0
 UNMOUNT_PATIENCE_S = 2.0
@@ -73,7 +72,7 @@ class SealProcessClient:
         self._buffer = bytearray()
         self._is_sent = False
         self.lost_count = False
-        """True once the process ended in the middle of a request: it may have stored what nobody asks for."""
+        """True once a request failed, or the process ended in one: it may have stored what nobody asks for."""
         self._lock = trio.Lock()
         self._hurries = 0
         self._is_urgent = True
@@ -116,8 +115,10 @@ class SealProcessClient:
             except trio.Cancelled:
                 await self._finish(process, request, on_late)
                 raise
-        if reply.error:
-            raise LocalStoreError(reply.error)
+            if reply.error:
+                # It ends by itself, having stored who knows what; the next request must not go to it.
+                await self._abandon(process, request)
+                raise LocalStoreError(reply.error)
         return reply
 
     async def _finish(self, process: trio.Process, request: Task, on_late: Callable[[Reply], None]) -> None:
@@ -190,32 +191,6 @@ class SealProcessClient:
             await self._process.wait()
 
 
-class FrozenFile(NamedTuple):
-    """A hot file that a snapshot is to be made of, and its number."""
-
-    file: SealFile
-    number: int
-    kept: tuple[ChunkId, ...]
-    """Chunks of the content as it was before, pinned until the file is sealed."""
-    ticket: int
-    """For `Retirement.thaw`."""
-
-
-def _jobs(frozen: Sequence[FrozenFile]) -> Iterator[list[FrozenFile]]:
-    """Groups of files that one request may hold."""
-    job: list[FrozenFile] = []
-    size = 0
-    for item in frozen:
-        length = item.file.spans[-1].end
-        if job and (size + length > JOB_BYTES or len(job) >= JOB_FILES):
-            yield job
-            job, size = [], 0
-        job.append(item)
-        size += length
-    if job:
-        yield job
-
-
 class Sealer:
     """Decides what to seal, hands it to the seal process, and puts the recipes in place."""
 
@@ -249,6 +224,8 @@ class Sealer:
         self._idle_s = idle_s
         self._monotonic_s = monotonic_s
         self._busy = trio.Lock()
+        self._put_off_before: set[int] = set()
+        """Numbers of hot files that could not be sealed when their turn came."""
         self.failed: str | None = None
         """Why the last seal failed, None once one succeeds again."""
 
@@ -295,7 +272,7 @@ class Sealer:
         return job
 
     async def seal_all(self) -> None:
-        """Seal every hot file that is not being written while it is sealed. Raises LocalStoreError."""
+        """Seal every hot file that is not being written while it is sealed, and can be read. Raises LocalStoreError."""
         waiting = {i.ino for i in self._fileio.hot_inodes.values() if i.nlink}
         while waiting:
             job = self._take([i for ino, i in self._fileio.hot_inodes.items() if ino in waiting and i.nlink])
@@ -310,15 +287,24 @@ class Sealer:
             await self._seal_files([inode for inode in job if inode.hot_no])
 
     async def _seal_files(self, job: list[Inode]) -> None:
-        empty = [inode for inode in job if inode.size == 0]
-        for inode in empty:
-            self._fileio.retire_hot(inode)
-            self._inodes.touch(inode, noted=False)
-        files = [self.describe(inode) for inode in job if inode.size]
+        files: list[SealFile] = []
+        numbers: list[int] = []
+        for inode in job:
+            if inode.size == 0:
+                self._fileio.retire_hot(inode)
+                self._inodes.touch(inode, noted=False)
+                continue
+            try:
+                files.append(self.describe(inode))
+            except StoreCorrupt as exc:
+                self._put_off(inode, str(exc))
+            else:
+                numbers.append(inode.hot_no)
         if not files:
             return
-        for file in (await self._request(SealRequest(files))).files:
-            self._place(file)
+        reply = await self._request(SealRequest(files))
+        for file, number in zip(reply.files, numbers, strict=True):
+            self._place(file, number)
 
     async def _request(self, request: Task) -> Reply:
         """The reply, its chunks visible here and noted. Raises LocalStoreError: then the process may have stored chunks
@@ -333,10 +319,11 @@ class Sealer:
         return replies[0]
 
     def freeze(self, inodes: Sequence[Inode]) -> list[FrozenFile]:
-        """At a cut: keep the hot files of *inodes* as they are at this instant; hand the answer to `seal_frozen`."""
+        """At a cut: keep the hot files of *inodes* as they are at this instant; hand the answer to `seal_frozen`.
+        Raises StoreCorrupt: then none is frozen.
+        """
         frozen = []
-        for inode in inodes:
-            file = self.describe(inode)
+        for inode, file in [(inode, self.describe(inode)) for inode in inodes]:
             # Until the recipe is there nothing else holds them, should the file be written to meanwhile.
             kept = tuple(cid for span in file.spans if span.keep for cid in Recipe(span.keep).iter_chunks())
             self._references.pin(kept)
@@ -351,20 +338,20 @@ class Sealer:
 
     async def seal_frozen(self, frozen: Sequence[FrozenFile]) -> dict[Ino, Recipe]:
         """The recipes of frozen files, as they were when they were frozen; they are thawed, and their chunks are pinned
-        for the caller to unpin. A file that has not changed since is sealed by the way. Raises LocalStoreError; then
-        everything is thawed and nothing pinned.
+        for the caller to unpin. A file that has not changed since is sealed by the way. Raises LocalStoreError,
+        StoreCorrupt if it is because of one of the files; then everything is thawed and nothing pinned.
         """
         recipes: dict[Ino, Recipe] = {}
         try:
-            for job in _jobs(frozen):
+            for job in iter_jobs(frozen):
                 async with self._busy:
                     reply = await self._request(SealRequest([f.file for f in job]))
                     for file, item in zip(reply.files, job, strict=True):
                         if file.recipe is None:
-                            raise LocalStoreError(f"inode {file.ino} could not be sealed for a snapshot: {file.error}")
+                            raise StoreCorrupt(f"inode {file.ino} could not be sealed for a snapshot: {file.error}")
                         recipe = recipes[Ino(file.ino)] = Recipe(file.recipe)
                         self._references.pin(recipe.iter_chunks())
-                        self._place(file)
+                        self._place(file, item.number)
                         self.thaw([item])
         except BaseException:
             for recipe in recipes.values():
@@ -375,30 +362,32 @@ class Sealer:
         return recipes
 
     def describe(self, inode: Inode) -> SealFile:
-        """The inode's content at this instant, for the seal process."""
-        spans = [
-            Span(
-                part.start,
-                part.end,
-                self._inodes.load_recipe(inode).slice_packed(part.start, part.end) if part.inside else None,
-            )
-            for part in split(0, inode.size, inode.cold)
-        ]
+        """The inode's content at this instant, for the seal process. Raises StoreCorrupt."""
+        try:
+            spans = [
+                Span(
+                    part.start,
+                    part.end,
+                    self._inodes.load_recipe(inode).slice_packed(part.start, part.end) if part.inside else None,
+                )
+                for part in split(0, inode.size, inode.cold)
+            ]
+        except ValueError as exc:
+            raise StoreCorrupt(f"the recipe of inode {inode.ino} is damaged: {exc}") from exc
         return SealFile(inode.ino, inode.version, str(self._hot.path(inode.ino, inode.hot_no)), spans)
 
-    def _place(self, file: SealedFile) -> None:
-        """Use the recipe, if the file is still what was sealed."""
+    def _place(self, file: SealedFile, number: int) -> None:
+        """Use the recipe, if the file is still what was sealed: hot file *number*, of that version."""
         inode = self._inodes.find(Ino(file.ino))
-        if inode is None or inode.version != file.version or not inode.hot_no:
+        if inode is None or (inode.hot_no, inode.version) != (number, file.version):
             return
         if file.recipe is None:
-            # It can only be a write that came meanwhile; should it be anything else, the next round shows it again.
-            log.warning("inode %d was not sealed: %s", file.ino, file.error)
-            self._fileio.ensure_hot(inode)
+            self._put_off(inode, file.error)
             return
         recipe = Recipe(file.recipe)
         if recipe.size != inode.size:
             raise LocalStoreError(f"inode {file.ino}: sealed {recipe.size} bytes of {inode.size}")
+        self._put_off_before.discard(inode.hot_no)
         self._references.add(recipe.iter_chunks())
         if inode.cold:
             self._references.remove(self._inodes.load_recipe(inode).iter_chunks())
@@ -407,6 +396,15 @@ class Sealer:
         inode.allocated = recipe.allocated
         self._fileio.retire_hot(inode)
         self._inodes.touch(inode, noted=False)
+
+    def _put_off(self, inode: Inode, why: str) -> None:
+        """The file can't be sealed: it stays hot, and its turn comes when it has been idle again. Said once."""
+        self._fileio.ensure_hot(inode)
+        if inode.hot_no not in self._put_off_before:
+            session = self._inodes.find_session_name(inode.session) or b"."
+            who = session.decode(errors="replace")
+            log.error("inode %d of session %s can't be sealed, will be tried again: %s", inode.ino, who, why)
+        self._put_off_before.add(inode.hot_no)
 
     async def store_frames(self, frames: Sequence[tuple[bytes, Sequence[ChunkId]]], damaged: Sequence[ChunkId]) -> None:
         """Keep frames that were fetched: (frame record, ids of its chunks that are wanted). Chunks in *damaged* are

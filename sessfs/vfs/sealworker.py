@@ -17,7 +17,7 @@ from sessfs.local.chunkwriter import ChunkWriter
 from sessfs.local.db import Database
 from sessfs.local.memory import bound_heap
 from sessfs.types import ChunkId
-from sessfs.vfs.cutting import RangeCutter
+from sessfs.vfs.cutting import RangeCutter, Unreadable, reading
 from sessfs.vfs.ingestwork import IngestWork
 from sessfs.vfs.priority import NICE
 from sessfs.vfs.sealjobs import (
@@ -89,21 +89,29 @@ class SealProcess:
         return Reply(damaged=damaged)
 
     def _seal(self, file: SealFile) -> SealedFile:
+        """Its recipe; none where the file itself is why not. Raises LocalStoreError when the store is."""
         try:
-            fd = os.open(file.hot_path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return SealedFile(file.ino, file.version, None, "gone")
-        try:
-            if os.fstat(fd).st_size < file.spans[-1].end:
-                raise EOFError
-            parts: list[bytes] = []
-            for span in file.spans:
-                parts.extend([span.keep] if span.keep is not None else self._cut(fd, span))
+            with reading():
+                fd = os.open(file.hot_path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                recipe = self._cut_spans(fd, file)
+            finally:
+                os.close(fd)
         except EOFError:
-            return SealedFile(file.ino, file.version, None, "cut short while it was read")
-        finally:
-            os.close(fd)
-        return SealedFile(file.ino, file.version, b"".join(parts))
+            return SealedFile(file.ino, file.version, None, "it is shorter than it should be")
+        except Unreadable as exc:
+            return SealedFile(file.ino, file.version, None, f"it can't be read: {exc.strerror}")
+        return SealedFile(file.ino, file.version, recipe)
+
+    def _cut_spans(self, fd: int, file: SealFile) -> bytes:
+        with reading():
+            length = os.fstat(fd).st_size
+        if length < file.spans[-1].end:
+            raise EOFError
+        parts: list[bytes] = []
+        for span in file.spans:
+            parts.extend([span.keep] if span.keep is not None else self._cut(fd, span))
+        return b"".join(parts)
 
     def _cut(self, fd: int, span: Span) -> Iterator[bytes]:
         return self._cutter.cut(fd, span.start, span.end, self._writer.add)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sessfs.format.recipe import Recipe
     from sessfs.local.inodes import Inode
     from sessfs.types import Ino
-    from sessfs.vfs.sealing import FrozenFile
+    from sessfs.vfs.frozen import FrozenFile
 
 NAMES = [b"s/a", b"s/b", b"s/d/c", b"t/e"]
 UNIT = 7_919

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sessfs.local.places import Places
     from sessfs.remote.node import Node
     from sessfs.remote.objectstore import ObjectStore
-    from sessfs.vfs.sealing import FrozenFile
+    from sessfs.vfs.frozen import FrozenFile
 
 OWNER = Owner(1000, 1000)
 HASH_KEY = bytes(range(32))

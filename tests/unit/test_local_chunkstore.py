@@ -273,6 +273,27 @@ def test_chunkreader_order_of_use(store: Store) -> None:
     assert [frame for frame, _ in reader.least_used()] == [frames[1], frames[2], frames[0]]
 
 
+def test_chunkreader_forgets_the_use_of_frames_that_are_gone(store: Store) -> None:
+    for number in range(3):
+        store.add(number)
+    reader = ChunkReader(store.db, KEY)
+    for number in range(3):
+        reader.find(cid(number))
+    store.writer.drop([cid(0), cid(1)])
+    store.commit()
+    assert [frame for frame, _ in reader.least_used()] == store.frames()
+    assert list(reader._last_use) == store.frames()
+
+
+def test_chunkreader_names_no_chunk_of_a_frame_whose_list_is_damaged(store: Store) -> None:
+    store.add(1)
+    frame = store.frames()[0]
+    record = store.db.get(FRAMES, FRAME_KEY.pack(frame)) or b""
+    store.db.put(FRAMES, FRAME_KEY.pack(frame), b"\xff\xff" + record[2:])
+    store.commit()
+    assert ChunkReader(store.db, KEY).chunks_of(frame) == []
+
+
 def test_frame_record_cut_short_is_corrupt() -> None:
     record = frame_of(1, 2)
     assert decode_frame_record(record)[0] == [(cid(1), CHUNK_BYTES), (cid(2), CHUNK_BYTES)]

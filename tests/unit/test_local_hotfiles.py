@@ -64,6 +64,21 @@ def test_hotfiles_view_is_what_pread_gives(hot: HotFiles, length: int, offset: i
     assert bytes(hot.view(Ino(5), 1, length, offset)) == hot.pread(Ino(5), 1, length, offset)
 
 
+def test_hotfiles_copy_fails_where_the_disk_does_not_say_what_is_a_hole(
+    hot: HotFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hot.create(INO, 1, 0)
+    hot.pwrite(INO, 1, b"x" * 100_000, 0)
+
+    def fail(fd: int, at: int, whence: int) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(hotfiles.os, "lseek", fail)
+    with pytest.raises(StoreFull, match="Input/output error"):
+        hot.copy(INO, 1, 2)
+    assert [number for _, number, _ in hot.iter_files()] == [1]
+
+
 def test_hotfiles_copy_of_nothing_but_a_hole(hot: HotFiles) -> None:
     hot.create(INO, 1, 5000)
     hot.copy(INO, 1, 2)

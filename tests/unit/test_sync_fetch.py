@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sessfs.errors import RemoteCorrupt, RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt
+from sessfs.local import inodes
 from sessfs.local.chunkstore import CHUNK_TABLES, FRAMES
 from sessfs.local.db import Database
 from sessfs.local.places import RemotePlace
@@ -21,8 +23,11 @@ from tests.support.memorystore import MemoryStore
 from tests.support.volumes import assert_clean, open_machine, wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
+    from sessfs.format.recipe import Extent
+    from sessfs.types import ChunkId
     from tests.support.volumes import Machine
 
 BODY = random.Random(5).randbytes(3_000_000)
@@ -77,9 +82,9 @@ async def test_fetch_same_chunk_for_many_readers_is_one_request(tmp_path: Path) 
         assert store.count("get") - before == 1
 
 
-async def test_fetch_damaged_chunk_is_healed_from_the_remote(tmp_path: Path) -> None:
-    store = await publish(tmp_path)
-    db = Database(tmp_path / "a" / "chunks", CHUNK_TABLES, 1 << 28)
+def damage_local(state: Path) -> None:
+    """Flip a bit of each frame."""
+    db = Database(state / "chunks", CHUNK_TABLES, 1 << 28)
     for key, record in list(db.scan(FRAMES)):
         damaged = bytearray(record)
         damaged[len(record) // 2] ^= 1
@@ -88,12 +93,101 @@ async def test_fetch_damaged_chunk_is_healed_from_the_remote(tmp_path: Path) -> 
     assert db.write_batch(batch)
     db.settle(batch, durable=True)
     db.close()
+
+
+def damaged_extent(machine: Machine) -> Extent:
+    """The first of `s/f` whose chunk is damaged here, which only its reader has looked at."""
+    for extent in machine.volume.inodes.load_recipe(machine.get(b"s/f")):
+        try:
+            machine.volume.reader.find(extent.chunk)
+        except StoreCorrupt:
+            return extent
+    raise AssertionError("nothing is damaged")
+
+
+async def test_fetch_damaged_chunk_is_healed_from_the_remote(tmp_path: Path) -> None:
+    store = await publish(tmp_path)
+    damage_local(tmp_path / "a")
     async with open_machine(tmp_path / "a", store) as machine:
         assert await machine.read(b"s/f") == BODY
         await wait_until(lambda: not machine.chunks.has_damaged)
     assert_clean(tmp_path / "a")
     async with open_machine(tmp_path / "a", FaultyStore(store)) as machine:
         assert await machine.read(b"s/f") == BODY
+
+
+@pytest.mark.parametrize("what", ["write", "truncate"])
+async def test_fetch_damaged_chunk_that_is_changed_in_part_is_healed_from_the_remote(tmp_path: Path, what: str) -> None:
+    """Whoever asks before the change learns that it has to wait."""
+    store = await publish(tmp_path)
+    damage_local(tmp_path / "a")
+    async with open_machine(tmp_path / "a", store) as machine:
+        inode, fileio = machine.get(b"s/f"), machine.volume.fileio
+        at = damaged_extent(machine).start + 100
+        if what == "write":
+            assert not fileio.can_write(inode, at, 5)
+            await fileio.write(inode, at, b"hello")
+            expected = BODY[:at] + b"hello" + BODY[at + 5 :]
+        else:
+            assert not fileio.can_truncate(inode, at)
+            await fileio.truncate(inode, at)
+            expected = BODY[:at]
+        assert await machine.read(b"s/f") == expected
+        await wait_until(lambda: not machine.chunks.has_damaged)
+    assert_clean(tmp_path / "a")
+
+
+async def test_fetch_damaged_chunk_that_is_replaced_whole_is_not_needed(tmp_path: Path) -> None:
+    store = await publish(tmp_path)
+    damage_local(tmp_path / "a")
+    async with open_machine(tmp_path / "a", FaultyStore(store)) as machine:
+        inode, fileio = machine.get(b"s/f"), machine.volume.fileio
+        extent = damaged_extent(machine)
+        assert fileio.can_write(inode, extent.start, extent.end - extent.start)
+        assert fileio.can_truncate(inode, extent.start)
+        assert fileio.can_truncate(inode, extent.end)
+
+
+@pytest.mark.parametrize("what", ["write", "truncate"])
+async def test_fetch_for_a_handler_without_a_task_can_be_given_up(tmp_path: Path, what: str) -> None:
+    """The request loop closes a handler that waits without having asked for a task."""
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", FaultyStore(store), name="b") as machine:
+        await machine.load(b"s")
+        inode, fileio = machine.get(b"s/f"), machine.volume.fileio
+        started = fileio.write(inode, 100, b"x") if what == "write" else fileio.truncate(inode, 100)
+        started.send(None)
+        started.close()
+        assert await machine.read(b"s/f") == BODY
+
+
+async def test_fetch_for_a_truncate_while_the_inode_leaves_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks at the file meanwhile, and who changes it after, has the same one."""
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+    monkeypatch.setattr(inodes, "MAX_CLEAN_INODES", 1)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        held_up, fetching = trio.Event(), machine.chunks.fetch
+
+        async def fetch_late(ids: Collection[ChunkId]) -> None:
+            await held_up.wait()
+            await fetching(ids)
+
+        monkeypatch.setattr(machine.chunks, "fetch", fetch_late)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(machine.truncate, b"s/f", 1_000_000)
+            await trio.testing.wait_all_tasks_blocked()
+            machine.get(b"s/small")
+            assert machine.get(b"s/f").size == len(BODY)
+            held_up.set()
+        await machine.write(b"s/f", b"x", 5)
+        await machine.commit()
+        machine.get(b"s/small")
+        assert await machine.read(b"s/f") == BODY[:5] + b"x" + BODY[6:1_000_000]
+    assert_clean(tmp_path / "b")
 
 
 async def test_fetch_damage_in_the_remote_is_an_error_for_its_range_alone(tmp_path: Path) -> None:

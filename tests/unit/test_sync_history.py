@@ -16,6 +16,7 @@ from sessfs.sync.bucket import Bucket, read_truth
 from sessfs.sync.gc import Options, collect
 from sessfs.sync.keeping import DAY_NS, HOUR_NS, Policy
 from sessfs.sync.remote_index import read_holder
+from sessfs.types import ROOT_INO
 from tests.support.lives import HOUR_S, Local
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import ONLY_LATEST, Clock, assert_clean, open_box, open_machine, snapshot
@@ -131,6 +132,35 @@ async def test_no_snapshot_where_nothing_changed(tmp_path: Path) -> None:
         assert local.history.list(box.get(b"user2").ino) == [first, second]
         assert (await local.history.load(box.get(b"user2").ino, first.sequence)).session == b"user1"
     assert_clean(tmp_path)
+
+
+async def test_changes_of_files_in_the_root_do_not_pile_up(tmp_path: Path) -> None:
+    """Without a remote no snapshot is taken of them; with one, later, all that was never published is."""
+    store = MemoryStore()
+    async with open_box(tmp_path / "state") as box:
+        local = Local(box)
+        for i in range(5):
+            await box.write(b"f%d" % i, b"x")
+        assert local.snapshots.due() == []
+        assert not box.volume.changes.sessions
+        assert not box.volume.changes.is_unpublished(ROOT_INO)
+    assert_clean(tmp_path / "state")
+    async with open_machine(tmp_path / "published", store) as machine:
+        await machine.write(b"f", b"x")
+    async with open_box(tmp_path / "published") as box:
+        local = Local(box)
+        for i in range(5):
+            await box.write(b"f%d" % i, b"x")
+        assert local.snapshots.due() == []
+        changes = box.volume.changes.sessions[ROOT_INO]
+        assert changes.whole
+        assert not changes.inodes
+        assert not changes.names
+    async with open_machine(tmp_path / "published", store) as machine:
+        await machine.publish()
+    async with open_machine(tmp_path / "other", store, name="b") as machine:
+        await machine.load_all()
+        assert len(await machine.contents()) == 6
 
 
 async def test_marked_snapshots_stay_until_they_are_unmarked(tmp_path: Path) -> None:

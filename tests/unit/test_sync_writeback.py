@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import stat
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sessfs.errors import LocalStoreError, StoreCorrupt
+from sessfs.format.recipe import Recipe, encode_extent
 from sessfs.local.chunkstore import FRAME_COUNT, FRAME_ENTRY, FRAME_KEY, FRAMES, find_place
-from sessfs.types import ROOT_INO
+from sessfs.types import HOLE, ROOT_INO
 from sessfs.vfs import fileio
 from sessfs.vfs.sealjobs import DropRequest
+from tests.support.badsector import BadSector
 from tests.support.faultystore import FaultyStore
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import OWNER, assert_clean, examples, open_machine
@@ -374,6 +377,36 @@ async def test_writeback_one_damaged_session_does_not_hold_up_the_others(tmp_pat
         await machine.write(b"hurt/f", noise(9, 100_000))
         await machine.publish()
         assert set(await restored(tmp_path / "b2", copy_of(store))) == {b"good", b"well", b"hurt"}
+
+
+@pytest.mark.parametrize("why", ["it can't be read", "it is too short", "its recipe is damaged"])
+async def test_writeback_one_session_whose_hot_file_cannot_be_sealed_does_not_hold_up_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    sector = BadSector(tmp_path / "site", monkeypatch)
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store, release=False) as machine:
+        for user in (b"good", b"hurt", b"well"):
+            machine.mkdir(user)
+            hurt = await machine.write(user + b"/f", noise(user[0], 100_000))
+            if user == b"hurt":
+                if why == "its recipe is damaged":
+                    await machine.seal()
+                    await machine.write(b"hurt/f", b"hot", 100)
+                    machine.volume.inodes.store_recipe(hurt, Recipe(encode_extent(HOLE, 100_000 - 1)))
+                path = machine.volume.hot.path(hurt.ino, hurt.hot_no)
+                if why == "it is too short":
+                    os.truncate(path, 50_000)
+                if why == "it can't be read":
+                    sector.strike(path)
+        with pytest.raises(StoreCorrupt, match="hurt"):
+            await machine.publish()
+        assert set(machine.changes.sessions) == {machine.get(b"hurt").ino}
+        assert set(await restored(tmp_path / "b", copy_of(store))) == {b"good", b"well"}
+        sector.mend()
+        if why == "it can't be read":
+            await machine.publish()
+            assert set(await restored(tmp_path / "b2", copy_of(store))) == {b"good", b"well", b"hurt"}
 
 
 def damage_frame(machine: Machine, path: bytes, at: int) -> None:

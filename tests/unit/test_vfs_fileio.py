@@ -14,6 +14,7 @@ from sessfs.errors import PosixError, StoreCorrupt, StoreFull
 from sessfs.local import hotfiles
 from sessfs.local.chunkstore import CHUNK_TABLES, INDEX
 from sessfs.local.db import Database
+from sessfs.vfs import fileio
 from sessfs.vfs.ranges import split, subtract, total
 from tests.support.volumes import assert_clean, examples, open_box
 
@@ -94,6 +95,24 @@ async def test_fileio_too_large_is_efbig(tmp_path: Path) -> None:
             await box.truncate(b"s/f", 1 << 62)
         assert caught.value.errno == errno.EFBIG
         assert await box.read(b"s/f") == b"x"
+    assert_clean(tmp_path / "state")
+
+
+async def test_fileio_beyond_the_largest_size_is_efbig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the filesystem below would take it: sealing a hole takes memory. One that is larger can be changed."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/larger", b"x" * 2000)
+        monkeypatch.setattr(fileio, "FILE_MAX_BYTES", 1000)
+        await box.write(b"s/f", b"x" * 1000)
+        for refused in (box.truncate(b"s/f", 1001), box.write(b"s/f", b"yy", 999), box.truncate(b"s/larger", 2001)):
+            with pytest.raises(PosixError) as caught:
+                await refused
+            assert caught.value.errno == errno.EFBIG
+        assert await box.read(b"s/f") == b"x" * 1000
+        await box.write(b"s/larger", b"y", 1500)
+        await box.truncate(b"s/larger", 1999)
+        assert await box.read(b"s/larger") == b"x" * 1500 + b"y" + b"x" * 498
     assert_clean(tmp_path / "state")
 
 

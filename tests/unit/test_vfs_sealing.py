@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
+import resource
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +15,16 @@ import trio
 import trio.testing
 
 from sessfs.errors import LocalStoreError
+from sessfs.format.recipe import Recipe, encode_extent
+from sessfs.types import HOLE
 from sessfs.vfs import fileio, priority, sealing
 from sessfs.vfs.quiet import QUIET_REQUESTS, QUIET_S
 from sessfs.vfs.sealing import PATIENCE, TICK_S
+from tests.support.badsector import BadSector
 from tests.support.volumes import assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
-    from sessfs.format.recipe import Recipe
+    from sessfs.local.inodes import Inode
     from tests.support.volumes import Box
 
 
@@ -162,6 +167,22 @@ async def test_sealing_result_for_an_older_version_is_not_used(tmp_path: Path) -
     assert_clean(tmp_path / "state")
 
 
+async def test_sealing_result_for_another_hot_file_of_the_same_version_is_not_used(tmp_path: Path) -> None:
+    """Versions are counted anew when an inode is loaded again; numbers of hot files never are."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", noise(1, 1000))
+        version = inode.version
+        frozen = box.volume.sealer.freeze([inode])
+        await box.seal()
+        await box.write(b"s/f", noise(2, 1000))
+        inode.version = version
+        recipes = await box.volume.sealer.seal_frozen(frozen)
+        box.volume.references.unpin(recipes[inode.ino].iter_chunks())
+        assert await box.read(b"s/f") == noise(2, 1000)
+    assert_clean(tmp_path / "state")
+
+
 async def test_sealing_file_that_goes_meanwhile_leaves_nothing(tmp_path: Path) -> None:
     async with open_box(tmp_path / "state") as box:
         box.mkdir(b"s")
@@ -276,6 +297,60 @@ async def test_seal_frozen_failing_thaws_and_pins_nothing(tmp_path: Path) -> Non
     assert_clean(tmp_path / "state")
 
 
+def changed_since(inode: Inode, then_s: float) -> bool:
+    """What could not be sealed counts as just changed."""
+    return inode.changed_s > then_s
+
+
+@pytest.mark.parametrize(
+    "why", ["it can't be opened", "it can't be read", "its holes are unknown", "its recipe is damaged"]
+)
+async def test_sealer_seals_the_others_when_one_file_cannot_be_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: str
+) -> None:
+    sector = BadSector(tmp_path / "site", monkeypatch)
+    async with open_box(tmp_path / "state", seal_idle_s=1.0) as box:
+        box.mkdir(b"s")
+        box.mkdir(b"t")
+        bad = await box.write(b"s/f", noise(1, 200_000))
+        if why == "its recipe is damaged":
+            await box.seal()
+            await box.write(b"s/f", b"hot", 100)
+            recipe, damaged = box.volume.inodes.load_recipe(bad), Recipe(encode_extent(HOLE, 200_000 - 1))
+            box.volume.inodes.store_recipe(bad, damaged)
+        path = box.volume.hot.path(bad.ino, bad.hot_no)
+        if why == "it can't be opened":
+            path.rename(path.with_suffix(".away"))
+            path.symlink_to(path)
+        if why == "it can't be read":
+            sector.strike(path)
+        if why == "its holes are unknown":
+            sector.strike(path, "lseek")
+        others = [await box.write(b"t/%d" % i, noise(2 + i, 1000)) for i in range(3)]
+        pid = box.volume.seal_pid
+        for _ in range(2):
+            box.clock.advance(2)
+            await wait_until(functools.partial(changed_since, bad, box.clock.s() - 1))
+        assert not any(inode.hot_no for inode in others)
+        assert bad.hot_no
+        assert box.volume.seal_pid == pid
+        assert box.volume.sealer.failed is None
+        told = [record.message for record in caplog.records if "can't be sealed" in record.message]
+        assert len(told) == 1
+        assert f"inode {bad.ino} of session s" in told[0]
+        sector.mend()
+        if why == "it can't be opened":
+            path.unlink()
+            path.with_suffix(".away").rename(path)
+        if why == "its recipe is damaged":
+            box.volume.inodes.store_recipe(bad, recipe)
+        content = await box.read(b"s/f")
+        await box.seal()
+        assert not bad.hot_no
+        assert await box.read(b"s/f") == content
+    assert_clean(tmp_path / "state")
+
+
 async def test_seal_process_killed_is_started_again(tmp_path: Path) -> None:
     async with open_box(tmp_path / "state") as box:
         box.mkdir(b"s")
@@ -314,6 +389,39 @@ async def test_seal_process_killed_at_work_leaves_a_state_that_is_swept(tmp_path
             await box.drop_dead()
         assert box.volume.reader.totals().plain_bytes == 0
     assert_clean(tmp_path / "state")
+
+
+async def test_seal_that_fails_half_way_leaves_a_state_that_is_swept(tmp_path: Path) -> None:
+    """What was written before the failure is there for good, and nobody was told of it."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", noise(1, 32 << 20))
+        assert box.volume.seal_pid is not None
+        resource.prlimit(box.volume.seal_pid, resource.RLIMIT_FSIZE, (12 << 20, 12 << 20))
+        with pytest.raises(LocalStoreError):
+            await box.seal()
+        box.unlink(b"s/f")
+        await box.commit()
+    async with open_box(tmp_path / "state") as box:
+        assert not box.volume.state.was_clean
+        assert box.volume.reader.totals().plain_bytes > 0
+        with trio.fail_after(10):
+            await trio.sleep(0.2)
+            await box.drop_dead()
+        assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(tmp_path / "state")
+
+
+async def test_seal_process_that_failed_is_not_asked_again(tmp_path: Path) -> None:
+    """It answers, and needs a moment to end."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        for i in range(5):
+            await box.write(b"s/f", noise(i, 1000))
+            with pytest.raises(LocalStoreError, match="cut short"):
+                await box.volume.sealer.store_frames([(b"", [])], [])
+            await box.seal()
+            assert not box.get(b"s/f").hot_no
 
 
 async def test_drop_that_fails_is_tried_again(tmp_path: Path) -> None:

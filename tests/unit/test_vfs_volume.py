@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import weakref
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+import pytest
+
+from sessfs.local import inodes
 from tests.support.volumes import assert_clean, open_box
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from sessfs.local.inodes import Inode
+    from sessfs.types import Ino
+    from tests.support.volumes import Box
 
 
 async def test_volume_closed_keeps_everything(tmp_path: Path) -> None:
@@ -38,3 +48,81 @@ async def test_volume_killed_after_a_commit_keeps_what_was_committed(tmp_path: P
         content = await box.contents()
         assert content == {b"s/kept": b"x" * 50_000 + b"new" + b"x" * 49_997}
     assert_clean(left)
+
+
+@asynccontextmanager
+async def open_without_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Box, list[Ino]]]:
+    """A box that keeps hardly an inode in memory, and the inodes of `s`, of `s/other`, a directory, and of `s/f`, which
+    has content.
+    """
+    async with open_box(path) as box:
+        made = [box.mkdir(b"s").ino, box.mkdir(b"s/other").ino, (await box.write(b"s/f", b"x" * 1000)).ino]
+        await box.seal()
+    monkeypatch.setattr(inodes, "MAX_CLEAN_INODES", 1)
+    async with open_box(path) as box:
+        yield box, made
+    assert_clean(path)
+
+
+async def test_volume_link_of_a_file_that_leaves_the_cache_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at the directory of the new name is what makes the file leave."""
+    async with open_without_cache(tmp_path / "state", monkeypatch) as (box, (session, other, file)):
+        names = box.volume.namespace
+        names.link(file, other, b"second")
+        assert names.get(file).nlink == 2
+        names.unlink(session, b"f")
+        await box.commit()
+        names.get(session)
+        assert await box.read(b"s/other/second") == b"x" * 1000
+
+
+async def test_volume_inode_that_somebody_holds_is_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_without_cache(tmp_path / "state", monkeypatch) as (box, (session, other, file)):
+        names = box.volume.namespace
+        held = names.get(file)
+        names.get(session)
+        names.get(other)
+        assert names.get(file) is held
+
+
+async def test_volume_open_file_is_known_to_be_open_though_it_had_left_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between looking at the file and noting that it is open, its session may be looked at, for the limits."""
+    async with open_without_cache(tmp_path / "state", monkeypatch) as (box, (session, other, file)):
+        names = box.volume.namespace
+        opened = names.get(file)
+        names.get(session)
+        names.get(other)
+        box.volume.inodes.note_open(opened)
+        del opened
+        names.get(session)
+        names.get(other)
+        box.unlink(b"s/f")
+        assert await box.volume.fileio.read(names.get(file), 0, 1000) == b"x" * 1000
+        box.volume.inodes.note_closed(names.get(file))
+        names.reclaim(names.get(file))
+
+
+@pytest.mark.parametrize("what", ["made", "written and sealed"])
+async def test_volume_cache_of_inodes_is_bounded_while_files_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr(inodes, "MAX_CLEAN_INODES", 10)
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        made: weakref.WeakSet[Inode] = weakref.WeakSet()
+        for i in range(100):
+            if what == "made":
+                made.add(box.create(b"s/%d" % i))
+            else:
+                made.add(await box.write(b"s/%d" % i, b"x"))
+        await box.commit()
+        if what != "made":
+            assert len(made) == 100, "they are hot"
+            await box.seal()
+            await box.commit()
+        assert len(made) <= 10
+    assert_clean(tmp_path / "state")
