@@ -64,6 +64,7 @@ COUNTER = struct.Struct("<Q")
 NEXT_NUMBER = b"next-number"
 NUMBER_BLOCK = 4096
 MAX_CLEAN_INODES = 20_000
+MAX_COUNT = (1 << 64) - 1
 
 Ranges = list[tuple[int, int]]
 
@@ -190,6 +191,11 @@ class SessionCounters:
         self.logical_bytes = logical_bytes
         self.last_change_ns = last_change_ns
 
+    def encode(self) -> bytes:
+        """The stored record. Three sparse files of the largest size are more than it holds: then it holds its most."""
+        files, logical = (min(max(count, 0), MAX_COUNT) for count in (self.files, self.logical_bytes))
+        return SESSION.pack(files, logical, self.last_change_ns)
+
 
 class Inodes(Users):
     """The inode cache over a Database. Used by the request loop alone; nothing here blocks but a read of LMDB."""
@@ -292,8 +298,7 @@ class Inodes(Users):
         self.is_hard_dirty = False
         for session in self._dirty_sessions:
             counters = self._sessions[session]
-            record = SESSION.pack(counters.files, counters.logical_bytes, counters.last_change_ns)
-            self._db.put(SESSIONS, INO.pack(session), record)
+            self._db.put(SESSIONS, INO.pack(session), counters.encode())
         self._dirty_sessions.clear()
 
     @property

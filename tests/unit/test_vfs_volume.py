@@ -24,6 +24,23 @@ async def test_volume_closed_keeps_everything(tmp_path: Path) -> None:
     assert_clean(state)
 
 
+async def test_session_with_more_bytes_than_its_counter_holds_is_kept(tmp_path: Path) -> None:
+    """Sparse files take no room, so there can be any number of the largest."""
+    largest = (1 << 63) - 1
+    async with open_box(tmp_path / "state") as box:
+        session = box.mkdir(b"s")
+        for _ in range(3):
+            box.volume.inodes.account(session.ino, 1, largest, 0)
+        await box.commit()
+    async with open_box(tmp_path / "state") as box:
+        counters = box.volume.inodes.session_counters(session.ino)
+        assert (counters.files, counters.logical_bytes) == (3, (1 << 64) - 1)
+        box.volume.inodes.account(session.ino, -3, -3 * largest, 0)
+        await box.commit()
+    async with open_box(tmp_path / "state") as box:
+        assert box.volume.inodes.session_counters(session.ino).logical_bytes == 0
+
+
 async def test_volume_killed_after_a_commit_keeps_what_was_committed(tmp_path: Path) -> None:
     async with open_box(tmp_path / "state") as box:
         box.mkdir(b"s")
