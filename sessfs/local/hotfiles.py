@@ -27,8 +27,34 @@ since the system clears its pages first.
 SCRATCH_MIN_BYTES = 64 << 10
 
 
+class HotFlush:
+    """One descriptor that is to be flushed to the disk, by one thread. It is closed by that, or by `close`."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+
+    def run(self) -> None:
+        """Flush the data and close. Raises StoreFull for EIO and ENOSPC."""
+        fd, self._fd = self._fd, None
+        assert fd is not None
+        try:
+            os.fdatasync(fd)
+        except OSError as exc:
+            raise StoreFull(f"a hot file could not be flushed: {exc.strerror}") from exc
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Give it up, if it was not run."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
 class HotFiles:
-    """The directory of hot files. The request loop uses all of it; `sync` alone may be called from other threads."""
+    """The directory of hot files. The request loop uses all of it; a `HotFlush` alone may be run by other threads."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,7 +89,7 @@ class HotFiles:
 
     def copy(self, ino: Ino, number: int, new_number: int) -> None:
         """Make hot file *new_number* with the content of *number*, sharing or copying it in the kernel, holes kept."""
-        source = self.duplicate(ino, number)
+        source = os.dup(self.fd(ino, number))
         try:
             size = os.fstat(source).st_size
             self.create(ino, new_number, size)
@@ -157,20 +183,20 @@ class HotFiles:
         found = self._allocated.get(number)
         return self.allocated_bytes(ino, number) if found is None else found
 
-    def duplicate(self, ino: Ino, number: int) -> int:
-        """A descriptor of the caller's own, to be flushed by `sync` in a thread and closed by it."""
-        return os.dup(self.fd(ino, number))
+    def flush(self, ino: Ino, number: int) -> HotFlush:
+        """The flush of the hot file, to be run by any thread, or closed. Raises OSError."""
+        return HotFlush(os.dup(self.fd(ino, number)))
 
-    def open_names(self) -> tuple[int, int] | None:
-        """When hot files were created whose names were not flushed: a descriptor of the directory, to `sync`, and what
-        to give `names_synced` once that is done. Else None.
+    def flush_names(self) -> tuple[HotFlush, int] | None:
+        """When hot files were created whose names were not flushed: the flush of the directory, and what to give
+        `names_synced` once that is done. Else None. Raises OSError.
         """
         if self._names_made == self._names_synced:
             return None
-        return os.dup(self._dir_fd), self._names_made
+        return HotFlush(os.dup(self._dir_fd)), self._names_made
 
     def names_synced(self, mark: int) -> None:
-        """The directory was flushed after `open_names` gave *mark*."""
+        """The directory was flushed after `flush_names` gave *mark*."""
         self._names_synced = max(self._names_synced, mark)
 
     def delete(self, ino: Ino, number: int) -> None:
@@ -199,19 +225,3 @@ class HotFiles:
             os.close(fd)
         self._fds.clear()
         os.close(self._dir_fd)
-
-
-def sync(fds: list[int]) -> None:
-    """Flush each descriptor's data to the disk and close it; any thread. Raises StoreFull for EIO and ENOSPC, after
-    closing them all.
-    """
-    failed: OSError | None = None
-    for fd in fds:
-        try:
-            os.fdatasync(fd)
-        except OSError as exc:
-            failed = exc
-        finally:
-            os.close(fd)
-    if failed is not None:
-        raise StoreFull(f"a hot file could not be flushed: {failed.strerror}") from failed

@@ -290,16 +290,23 @@ class Inodes(Users):
         for xattr_key, _ in list(self._db.scan(XATTRS, key)):
             self._db.delete(XATTRS, xattr_key)
 
-    def encode_dirty(self) -> None:
-        """Put every changed inode and session counter into the overlay; called right before a cut."""
+    def encode_dirty(self) -> list[Ino]:
+        """Put every changed inode and session counter into the overlay; called right before a cut. Returns the inodes
+        that can't be encoded, which is a bug: they stay changed, and keep none of the others from becoming durable.
+        """
+        refused: dict[Ino, Inode] = {}
         for ino, inode in self._dirty.items():
-            self._db.put(INODES, INO.pack(ino), inode.encode())
-        self._dirty.clear()
-        self.is_hard_dirty = False
+            try:
+                self._db.put(INODES, INO.pack(ino), inode.encode())
+            except struct.error:
+                refused[ino] = inode
+        self._dirty = refused
+        self.is_hard_dirty = bool(refused)
         for session in self._dirty_sessions:
             counters = self._sessions[session]
             self._db.put(SESSIONS, INO.pack(session), counters.encode())
         self._dirty_sessions.clear()
+        return list(refused)
 
     @property
     def is_dirty(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from sessfs.errors import StoreFull
 from sessfs.local import hotfiles
-from sessfs.local.hotfiles import SCRATCH_BYTES, SCRATCH_MIN_BYTES, HotFiles, sync
+from sessfs.local.hotfiles import SCRATCH_BYTES, SCRATCH_MIN_BYTES, HotFiles, HotFlush
 from sessfs.types import Ino
 
 if TYPE_CHECKING:
@@ -129,31 +129,35 @@ def test_hotfiles_strangers_are_no_hot_files(hot: HotFiles, tmp_path: Path) -> N
 
 
 def test_hotfiles_names_are_to_be_synced_until_they_were(hot: HotFiles) -> None:
-    assert hot.open_names() is None
+    assert hot.flush_names() is None
     hot.create(INO, 1, 0)
-    first, again = hot.open_names(), hot.open_names()
+    first, again = hot.flush_names(), hot.flush_names()
     assert first is not None
     assert again is not None, "who flushes meanwhile must not take the name for durable"
     hot.create(INO, 2, 0)
-    sync([first[0], again[0]])
+    first[0].run()
+    again[0].close()
     hot.names_synced(first[1])
-    late = hot.open_names()
+    late = hot.flush_names()
     assert late is not None, "made after the flush was begun"
-    sync([late[0]])
+    late[0].run()
     hot.names_synced(late[1])
     hot.names_synced(first[1])
-    assert hot.open_names() is None
+    assert hot.flush_names() is None
 
 
-def test_hotfiles_sync_closes_all_even_when_one_fails() -> None:
+def test_hotfiles_flush_is_closed_whatever_becomes_of_it(hot: HotFiles) -> None:
+    hot.create(INO, 1, 0)
+    before = len(os.listdir("/proc/self/fd"))
+    hot.flush(INO, 1).run()
+    hot.flush(INO, 1).close()
     reader, writer = os.pipe()
-    null = os.open("/dev/zero", os.O_RDONLY)
+    os.close(writer)
+    failing = HotFlush(reader)
     with pytest.raises(StoreFull):
-        sync([reader, writer, null])
-    for fd in (reader, writer, null):
-        with pytest.raises(OSError, match="Bad file descriptor") as caught:
-            os.fstat(fd)
-        assert caught.value.errno == errno.EBADF
+        failing.run()
+    failing.close()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_hotfiles_on_a_full_disk_say_so(hot: HotFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,13 @@ import trio.testing
 
 from sessfs.errors import LocalStoreError, StoreFull
 from sessfs.local import hotfiles
-from tests.support.volumes import assert_clean, open_box, wait_until
+from sessfs.vfs.committer import Committer
+from tests.support.volumes import NEVER_S, assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sessfs.local.db import Batch
-    from sessfs.vfs.committer import Committer
     from tests.support.volumes import Box
 
 
@@ -43,7 +43,7 @@ async def test_committer_commits_by_itself_after_its_interval(tmp_path: Path) ->
         await wait_until(lambda: not (committer.is_dirty or committer.is_busy))
 
 
-@pytest.mark.parametrize("where", ["data", "batch", "open"])
+@pytest.mark.parametrize("where", ["data", "batch", "open", "thread", "encode", "cut", "bug"])
 async def test_committer_failure_keeps_everything_for_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -52,23 +52,33 @@ async def test_committer_failure_keeps_everything_for_the_next(
         inode = await box.write(b"s/f", b"content")
         box.create(b"s/gone")
         volume = box.volume
+        n_open = len(os.listdir("/proc/self/fd"))
         with monkeypatch.context() as patch:
             if where == "data":
                 patch.setattr(hotfiles.os, "fdatasync", _refuse)
             elif where == "batch":
                 patch.setattr(volume.meta, "write_batch", _full)
+            elif where == "open":
+                patch.setattr(volume.hot, "flush", _refuse)
+            elif where == "thread":
+                patch.setattr(trio.to_thread, "run_sync", _no_thread)
+            elif where == "encode":
+                patch.setattr(volume.inodes, "encode_dirty", _bug)
+            elif where == "cut":
+                patch.setattr(volume.meta, "cut", _bug)
             else:
-                patch.setattr(volume.hot, "duplicate", _refuse)
+                patch.setattr(volume.meta, "write_batch", _bug)
             with pytest.raises(LocalStoreError):
                 await box.commit()
+            assert len(os.listdir("/proc/self/fd")) <= n_open
             assert volume.committer.failed is not None
             assert inode.unsynced
         box.unlink(b"s/gone")
         await box.write(b"s/f", b"more", 7)
         if where == "data":
-            names = volume.hot.open_names()
+            names = volume.hot.flush_names()
             assert names is not None, "the new name in hot/ is not durable yet"
-            os.close(names[0])
+            names[0].close()
         await box.commit()
         assert volume.committer.failed is None
         assert not inode.unsynced
@@ -84,6 +94,77 @@ def _refuse(*args: object) -> None:
 
 def _full(*args: object) -> bool:
     raise StoreFull("the disk is full")
+
+
+def _bug(*args: object) -> bool:
+    raise KeyError("nobody has thought of this")
+
+
+async def _no_thread(*args: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+async def test_committer_that_is_cancelled_tells_nobody_that_it_succeeded(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "state") as box:
+        volume = box.volume
+        committer = Committer(
+            volume.meta, volume.inodes, volume.references, volume.fileio, volume.hot, interval_s=NEVER_S
+        )
+        async with trio.open_nursery() as nursery, committer.writing:
+            running = trio.CancelScope()
+
+            async def run() -> None:
+                with running:
+                    await committer.run()
+
+            nursery.start_soon(run)
+            nursery.start_soon(_expect_failure, committer)
+            await wait_until(lambda: committer.is_busy)
+            running.cancel()
+        assert running.cancelled_caught
+
+
+async def test_inode_that_can_not_be_stored_keeps_no_other_from_being_durable(tmp_path: Path) -> None:
+    """No such inode should come to be. Who syncs is told that not everything is durable."""
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        broken = box.create(b"s/broken")
+        await box.commit()
+        broken.mtime_ns = 1 << 63
+        box.volume.inodes.touch(broken)
+        await box.write(b"s/f", b"content")
+        with pytest.raises(LocalStoreError, match=f"{broken.ino}"):
+            await box.commit()
+        left = box.copy_state(tmp_path / "left")
+        broken.mtime_ns = 5
+        await box.commit()
+    async with open_box(left) as box:
+        assert await box.contents() == {b"s/f": b"content", b"s/broken": b""}
+    async with open_box(tmp_path / "state") as box:
+        assert box.get(b"s/broken").mtime_ns == 5
+    assert_clean(tmp_path / "state")
+
+
+async def test_committer_flushes_by_itself_where_no_thread_can_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.volume.committer.commit()  # trio keeps the thread of this for the next
+        for name in (b"s/a", b"s/b", b"s/c"):
+            await box.write(name, b"content")
+
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        flushed = []
+        fdatasync = os.fdatasync
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        monkeypatch.setattr(hotfiles.os, "fdatasync", lambda fd: flushed.append(fdatasync(fd)))
+        await box.commit()
+        assert len(flushed) == 4, "three files, and the directory that they lie in"
+        monkeypatch.undo()
+    assert_clean(tmp_path / "state")
 
 
 async def test_committer_keeps_hot_files_until_what_replaced_them_is_durable(
@@ -124,7 +205,7 @@ async def test_committer_fsync_without_commit_flushes_the_hot_files_name(
         await box.volume.committer.sync_file(inode)
         assert not inode.unsynced
         assert box.volume.committer.n_commits == before
-        assert box.volume.hot.open_names() is None
+        assert box.volume.hot.flush_names() is None
 
 
 async def test_committer_failed_flush_beside_a_batch_is_told_and_tried_again(
@@ -144,10 +225,10 @@ async def test_committer_failed_flush_beside_a_batch_is_told_and_tried_again(
                 await committer.sync_file(inode)
         assert committer.n_commits == before + 1
         assert inode.unsynced
-        assert box.volume.hot.open_names() is not None, "the new name in hot/ is not durable yet"
+        assert box.volume.hot.flush_names() is not None, "the new name in hot/ is not durable yet"
         await committer.sync_file(inode)
         assert not inode.unsynced
-        assert box.volume.hot.open_names() is None
+        assert box.volume.hot.flush_names() is None
         left = box.copy_state(tmp_path / "left")
     async with open_box(left) as box:
         assert await box.contents() == {b"s/f": b"content"}
