@@ -101,6 +101,8 @@ class Committer:
         self._asked = trio.Event()
         self.failed: LocalStoreError | None = None
         """The error of the last commit, None once one succeeds again."""
+        self._undeleted = False
+        """True while there are hot files that could not be removed."""
         self.n_commits = 0
         self.writing = trio.Lock()
         """Held while a batch is written; whoever else holds it keeps commits waiting."""
@@ -229,8 +231,7 @@ class Committer:
             self._meta.settle(cut.batch, durable=durable)
             if durable:
                 self._references.settle()
-                for ino, number in cut.retired:
-                    self._hot.delete(ino, number)
+                self._delete(cut.retired)
             else:
                 self._fileio.restore_ordered(cut.ordered)
                 self._fileio.retirement.restore(cut.retired)
@@ -243,6 +244,19 @@ class Committer:
                     self._awaited[inode.ino] = inode
         if cut.refused:
             raise LocalStoreError(f"inodes that can't be stored are in memory only: {cut.refused}")
+
+    def _delete(self, retired: Sequence[HotFile]) -> None:
+        """Remove hot files that no batch names any more. One that can't be is retired again, for the next commit."""
+        left = []
+        for ino, number in retired:
+            try:
+                self._hot.delete(ino, number)
+            except OSError as exc:
+                if not self._undeleted:
+                    log.error("hot files can't be removed, will be tried again: %s", exc)
+                left.append((ino, number))
+        self._undeleted = bool(left)
+        self._fileio.retirement.restore(left)
 
     def _cut(self, outcome: _Outcome) -> _Cut:
         """Take all that changed. Raises whatever goes wrong, having taken nothing."""

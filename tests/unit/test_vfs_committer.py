@@ -88,7 +88,7 @@ async def test_committer_failure_keeps_everything_for_the_next(
     assert_clean(left)
 
 
-def _refuse(*args: object) -> None:
+def _refuse(*args: object, **options: object) -> None:
     raise OSError(errno.EIO, "Input/output error")
 
 
@@ -183,6 +183,41 @@ async def test_committer_keeps_hot_files_until_what_replaced_them_is_durable(
                 await box.commit()
         assert path.exists()
         await box.commit()
+        assert not path.exists()
+    assert_clean(tmp_path / "state")
+
+
+async def test_hot_file_that_can_not_be_removed_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"x" * 1000)
+        await box.commit()
+        path = box.volume.hot.path(inode.ino, inode.hot_no)
+        await box.truncate(b"s/f", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(hotfiles.os, "unlink", _refuse)
+            await box.commit()
+        assert path.exists()
+        await box.commit()
+        assert not path.exists()
+    assert_clean(tmp_path / "state")
+
+
+async def test_state_with_a_hot_file_that_was_not_removed_is_looked_through_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        async with open_box(tmp_path / "state") as box:
+            box.mkdir(b"s")
+            inode = await box.write(b"s/f", b"x" * 1000)
+            await box.commit()
+            path = box.volume.hot.path(inode.ino, inode.hot_no)
+            await box.truncate(b"s/f", 0)
+            patch.setattr(hotfiles.os, "unlink", _refuse)
+    assert path.exists()
+    async with open_box(tmp_path / "state"):
         assert not path.exists()
     assert_clean(tmp_path / "state")
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import TYPE_CHECKING
 
-from tests.support.volumes import assert_clean, open_box
+import trio
+
+from sessfs.vfs import sealing, space, volume
+from tests.support.volumes import assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 async def test_volume_closed_keeps_everything(tmp_path: Path) -> None:
@@ -39,6 +46,52 @@ async def test_session_with_more_bytes_than_its_counter_holds_is_kept(tmp_path: 
         await box.commit()
     async with open_box(tmp_path / "state") as box:
         assert box.volume.inodes.session_counters(session.ino).logical_bytes == 0
+
+
+async def test_space_keeps_its_last_figures_while_the_disk_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(space, "TICK_S", 0.001)
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/f", b"x" * 100_000)
+        known = box.volume.space.room()
+        used = box.volume.space.used_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(box.volume.hot, "allocated_bytes", refuse)
+            patch.setattr(os, "statvfs", refuse)
+            await trio.sleep(0.05)
+            assert box.volume.space.used_bytes() == used > 0
+            assert box.volume.space.room() == known
+        assert [record.message for record in caplog.records if "last figure stands" in record.message] == [
+            "the room on the disk can't be looked at, the last figure stands: [Errno 5] Input/output error",
+            "what hot files take can't be looked at, the last figure stands: [Errno 5] Input/output error",
+        ]
+    assert_clean(tmp_path / "state")
+
+
+async def test_bug_in_background_work_does_not_end_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = 0
+
+    async def fail() -> None:
+        nonlocal failures
+        failures += 1
+        raise KeyError("nobody has thought of this")
+
+    monkeypatch.setattr(volume, "RESTART_S", 0.001)
+    monkeypatch.setattr(sealing, "TICK_S", 0.001)
+    async with open_box(tmp_path / "state", seal_idle_s=1) as box:
+        with monkeypatch.context() as patch:
+            patch.setattr(box.volume.sealer, "drop_dead", fail)
+            await wait_until(lambda: failures >= 3)
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"content")
+        box.clock.advance(100)
+        await wait_until(lambda: inode.hot_no == 0)
+    assert_clean(tmp_path / "state")
 
 
 async def test_volume_killed_after_a_commit_keeps_what_was_committed(tmp_path: Path) -> None:
