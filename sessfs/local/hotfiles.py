@@ -14,7 +14,7 @@ from sessfs.errors import PosixError, SessfsError, StoreFull
 from sessfs.types import Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from sessfs.format.chunk import Buffer
@@ -28,23 +28,27 @@ SCRATCH_MIN_BYTES = 64 << 10
 
 
 class HotFlush:
-    """One descriptor that is to be flushed to the disk, by one thread. It is closed by that, or by `close`."""
+    """A file or directory that is to be flushed to the disk, by one thread. It is closed by that, or by `close`."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_fd", "_open")
 
-    def __init__(self, fd: int) -> None:
-        self._fd: int | None = fd
+    def __init__(self, open_it: Callable[[], int], *, now: bool = True) -> None:
+        """*open_it* gives the descriptor, *now* or when it is run. Raises OSError."""
+        self._open = open_it
+        self._fd = open_it() if now else None
 
     def run(self) -> None:
         """Flush the data and close. Raises StoreFull for EIO and ENOSPC."""
         fd, self._fd = self._fd, None
-        assert fd is not None
         try:
+            if fd is None:
+                fd = self._open()
             os.fdatasync(fd)
         except OSError as exc:
             raise StoreFull(f"a hot file could not be flushed: {exc.strerror}") from exc
         finally:
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
 
     def close(self) -> None:
         """Give it up, if it was not run."""
@@ -183,9 +187,12 @@ class HotFiles:
         found = self._allocated.get(number)
         return self.allocated_bytes(ino, number) if found is None else found
 
-    def flush(self, ino: Ino, number: int) -> HotFlush:
-        """The flush of the hot file, to be run by any thread, or closed. Raises OSError."""
-        return HotFlush(os.dup(self.fd(ino, number)))
+    def flush(self, ino: Ino, number: int, *, now: bool = True) -> HotFlush:
+        """The flush of the hot file, to be run by any thread, or closed. Unless it is opened *now*, the hot file must
+        be there until it is run. Raises OSError.
+        """
+        name = f"{ino:x}.{number:x}"
+        return HotFlush(lambda: os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dir_fd), now=now)
 
     def flush_names(self) -> tuple[HotFlush, int] | None:
         """When hot files were created whose names were not flushed: the flush of the directory, and what to give
@@ -193,7 +200,7 @@ class HotFiles:
         """
         if self._names_made == self._names_synced:
             return None
-        return HotFlush(os.dup(self._dir_fd)), self._names_made
+        return HotFlush(lambda: os.dup(self._dir_fd)), self._names_made
 
     def names_synced(self, mark: int) -> None:
         """The directory was flushed after `flush_names` gave *mark*."""

@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 FLUSHES = 8
 """So many files are flushed at once."""
+MAX_OPEN = 256
+"""So many are opened for it at the cut; where there are more, each of the others when its turn comes."""
 
 
 class _Outcome:
@@ -282,12 +284,15 @@ class Committer:
 
     def _open_flushes(self, ordered: Sequence[Inode], beside: Sequence[Inode]) -> _Flushes:
         """What is to be flushed before the batch, and beside it; the directory of the hot files with either, if it is
-        to be. Raises OSError, having opened nothing.
+        to be. Raises OSError, having opened nothing. What is not opened here can be later: a hot file goes only when a
+        later batch is durable, or this one, and its number is never used again.
         """
         found = _Flushes([], [], None)
         try:
             for flushes, inodes in ((found.first, ordered), (found.beside, beside)):
-                flushes.extend(self._hot.flush(inode.ino, inode.hot_no) for inode in inodes)
+                for inode in inodes:
+                    is_room = len(found.first) + len(found.beside) < MAX_OPEN
+                    flushes.append(self._hot.flush(inode.ino, inode.hot_no, now=is_room))
             names = self._hot.flush_names() if found.first or found.beside else None
         except BaseException:
             found.close()

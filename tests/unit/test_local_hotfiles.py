@@ -153,7 +153,7 @@ def test_hotfiles_flush_is_closed_whatever_becomes_of_it(hot: HotFiles) -> None:
     hot.flush(INO, 1).close()
     reader, writer = os.pipe()
     os.close(writer)
-    failing = HotFlush(reader)
+    failing = HotFlush(lambda: reader)
     with pytest.raises(StoreFull):
         failing.run()
     failing.close()

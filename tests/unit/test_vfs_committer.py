@@ -13,6 +13,7 @@ import trio.testing
 
 from sessfs.errors import LocalStoreError, StoreFull
 from sessfs.local import hotfiles
+from sessfs.vfs import committer as committing
 from sessfs.vfs.committer import Committer
 from tests.support.volumes import NEVER_S, assert_clean, open_box, wait_until
 
@@ -268,6 +269,34 @@ async def test_committer_failed_flush_beside_a_batch_is_told_and_tried_again(
     async with open_box(left) as box:
         assert await box.contents() == {b"s/f": b"content"}
     assert_clean(left)
+
+
+async def test_committer_opens_few_of_many_files_that_are_to_be_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unmount had to give up acknowledged files where there were more than the process may open."""
+    monkeypatch.setattr(committing, "MAX_OPEN", 8)
+    monkeypatch.setattr(hotfiles, "MAX_OPEN", 8)
+    n, open_now, flushed = 100, [], set()
+    fdatasync, before = os.fdatasync, len(os.listdir("/proc/self/fd"))
+
+    def count(fd: int) -> None:
+        open_now.append(len(os.listdir("/proc/self/fd")) - before)
+        fdatasync(fd)
+        flushed.add(os.fstat(fd).st_ino)
+
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        numbers = set()
+        for i in range(n):
+            inode = await box.write(b"s/%d" % i, b"%d" % i)
+            numbers.add(os.stat(box.volume.hot.path(inode.ino, inode.hot_no)).st_ino)
+        monkeypatch.setattr(hotfiles.os, "fdatasync", count)
+        await box.commit()
+        assert numbers <= flushed
+        assert max(open_now) < 60
+    async with open_box(tmp_path / "state") as box:
+        assert await box.contents() == {b"s/%d" % i: b"%d" % i for i in range(n)}
 
 
 @pytest.mark.parametrize("replaces", [True, False])
