@@ -8,13 +8,14 @@ commit of flushes that are under way at once, so all of it takes little longer t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from sessfs.errors import LocalStoreError
+from sessfs.errors import LocalStoreError, SessfsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,6 +104,8 @@ class Committer:
         self._asked = trio.Event()
         self.failed: LocalStoreError | None = None
         """The error of the last commit, None once one succeeds again."""
+        self._renewed: set[int] = set()
+        """Hot files that stand in for one whose flush failed, and that no durable batch names yet."""
         self._undeleted = False
         """True while there are hot files that could not be removed."""
         self.n_commits = 0
@@ -132,8 +135,10 @@ class Committer:
 
     @property
     def _must_cut(self) -> bool:
-        """True when there is something that is in no batch yet and that only a batch makes durable."""
-        return self._inodes.is_hard_dirty or self._meta.is_dirty
+        """True when there is something that only the next commit makes durable: what is in no batch yet, or a file
+        whose flush failed.
+        """
+        return self._inodes.is_hard_dirty or self._meta.is_dirty or bool(self._hot.failed)
 
     async def sync_file(self, inode: Inode) -> None:
         """Return once the file's data, and everything acknowledged before, is durable. Raises LocalStoreError.
@@ -178,6 +183,8 @@ class Committer:
 
         def done(error: BaseException | None) -> None:
             if error is not None:
+                # Soon: what could not be flushed is in memory for as long as the system likes.
+                self._asked.set()
                 return
             _note_synced(inode, version)
             if flushes.names is not None:
@@ -194,6 +201,7 @@ class Committer:
             outcome, self._next = self._next, _Outcome()
             self.is_busy = True
             try:
+                await self._write_anew()
                 async with self.writing:
                     await self._commit_once(outcome)
                 outcome.error = self.failed = None
@@ -205,6 +213,46 @@ class Committer:
                 outcome.done.set()
             if self.failed is not None:
                 await trio.sleep(RETRY_S)
+
+    async def _write_anew(self) -> None:
+        """Give new hot files to inodes whose flush failed: the system takes the content for written, so that without
+        this the next flush would succeed and do nothing. Where that can't be, the next flush fails.
+        """
+        if not self._hot.failed:
+            return
+        for inode in list(self._fileio.hot_inodes.values()):
+            if inode.hot_no not in self._hot.failed:
+                continue
+            try:
+                await self._renew(inode)
+            except (SessfsError, OSError) as exc:
+                if self.failed is None:
+                    log.error("inode %d can't be flushed, nor written anew: %s", inode.ino, exc)
+        self._hot.failed.intersection_update([inode.hot_no for inode in self._fileio.hot_inodes.values()])
+
+    async def _renew(self, inode: Inode) -> None:
+        """The same content in a new hot file, ordered. In place it would not do: ext4 goes on taking blocks that it did
+        not get to write for holes, whatever is written to them later. Raises SessfsError, OSError.
+        """
+        number, new_number = inode.hot_no, self._inodes.allocate_number()
+        ticket = self._fileio.freeze(inode)
+        try:
+            with contextlib.closing(self._hot.rewrite(inode.ino, number, new_number)) as slices:
+                for _ in slices:
+                    await trio.lowlevel.checkpoint()
+        finally:
+            self._fileio.retirement.thaw(number, ticket)
+        if inode.hot_no != number:
+            # It was written to, which gave it a copy of its own, or is gone.
+            self._delete([(inode.ino, new_number)])
+            return
+        self._fileio.replace_hot(inode, new_number)
+        if number in self._renewed and not self._fileio.retirement.is_frozen(number):
+            # No batch names it. Kept until one is durable, they would fill a disk that fails for long.
+            self._delete([(inode.ino, number)])
+        else:
+            self._fileio.retirement.retire(inode.ino, number)
+        self._renewed.add(new_number)
 
     def _note_failure(self, exc: Exception) -> LocalStoreError:
         """What those that wait for the commit are told; the log is told of the first failure in a row."""
@@ -233,6 +281,7 @@ class Committer:
             self._meta.settle(cut.batch, durable=durable)
             if durable:
                 self._references.settle()
+                self._renewed.clear()
                 self._delete(cut.retired)
             else:
                 self._fileio.restore_ordered(cut.ordered)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sessfs.local.db import Batch
+    from sessfs.local.inodes import Inode
     from tests.support.volumes import Box
 
 
@@ -223,24 +224,28 @@ async def test_state_with_a_hot_file_that_was_not_removed_is_looked_through_at_t
     assert_clean(tmp_path / "state")
 
 
+@pytest.mark.parametrize("fails", [False, True])
 async def test_committer_fsync_without_commit_flushes_the_hot_files_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    """A commit that had no data to flush left the name in hot/ to chance; an fsync may not."""
+    """A commit that had no data to flush left the name in hot/ to chance; an fsync may not. After one that failed it
+    takes a commit, which writes the file anew.
+    """
     async with open_box(tmp_path / "state") as box:
         box.mkdir(b"s")
         inode = await box.write(b"s/f", b"content")
         await box.volume.committer.commit()
         await box.write(b"s/f", b"more", 7)
         before = box.volume.committer.n_commits
-        with monkeypatch.context() as patch:
-            patch.setattr(hotfiles.os, "fdatasync", _refuse)
-            with pytest.raises(LocalStoreError):
-                await box.volume.committer.sync_file(inode)
+        if fails:
+            with monkeypatch.context() as patch:
+                patch.setattr(hotfiles.os, "fdatasync", _refuse)
+                with pytest.raises(LocalStoreError):
+                    await box.volume.committer.sync_file(inode)
         assert inode.unsynced
         await box.volume.committer.sync_file(inode)
         assert not inode.unsynced
-        assert box.volume.committer.n_commits == before
+        assert fails or box.volume.committer.n_commits == before
         assert box.volume.hot.flush_names() is None
 
 
@@ -297,6 +302,138 @@ async def test_committer_opens_few_of_many_files_that_are_to_be_flushed(
         assert max(open_now) < 60
     async with open_box(tmp_path / "state") as box:
         assert await box.contents() == {b"s/%d" % i: b"%d" % i for i in range(n)}
+
+
+class Disk:
+    """What reaches the disk, as Linux has it: the flush that fails takes the pages for written, so that the next one
+    succeeds and writes nothing of them. What is written there later stays unreadable, as on ext4, where the blocks were
+    never noted as written. Holes are not followed: a file is as long as its last write reaches.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fails = 0
+        self._dirty: dict[str, list[tuple[int, int]]] = {}
+        self._files: dict[str, bytearray] = {}
+        self._damaged: set[str] = set()
+        self._pwrite, self._fdatasync = os.pwrite, os.fdatasync
+        monkeypatch.setattr(hotfiles.os, "pwrite", self._write)
+        monkeypatch.setattr(hotfiles.os, "fdatasync", self._flush)
+
+    def _name(self, fd: int) -> str:
+        return os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+
+    def _write(self, fd: int, content: bytes, offset: int) -> int:
+        written = self._pwrite(fd, content, offset)
+        self._dirty.setdefault(self._name(fd), []).append((offset, written))
+        return written
+
+    def _flush(self, fd: int) -> None:
+        name = self._name(fd)
+        dirty = self._dirty.pop(name, [])
+        if dirty and self.fails:
+            self.fails -= 1
+            self._damaged.add(name)
+            raise OSError(errno.EIO, "Input/output error")
+        if name not in self._damaged:
+            file = self._files.setdefault(name, bytearray())
+            for offset, length in dirty:
+                file[offset : offset + length] = os.pread(fd, length, offset)
+        self._fdatasync(fd)
+
+    def content(self, box: Box, inode: Inode) -> bytes:
+        return bytes(self._files.get(box.volume.hot.path(inode.ino, inode.hot_no).name, b""))
+
+
+@pytest.mark.parametrize("how", ["ordered", "beside", "alone"])
+async def test_content_is_written_anew_after_a_flush_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Four flushes in a row fail. The fifth may not succeed by doing nothing."""
+    disk = Disk(monkeypatch)
+    async with open_box(tmp_path / "state") as box:
+        committer = box.volume.committer
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"first")
+        if how == "alone":
+            await committer.commit()
+
+        async def sync() -> None:
+            if how == "ordered":
+                await box.commit()
+            else:
+                await committer.sync_file(inode)
+
+        assert committer.needs_commit == (how != "alone")
+        disk.fails = 4
+        for _ in range(4):
+            with pytest.raises(LocalStoreError):
+                await sync()
+            assert inode.unsynced
+            assert len(list(box.volume.hot.iter_files())) <= 2
+        assert disk.content(box, inode) == b""
+        await sync()
+        assert disk.content(box, inode) == b"first"
+        assert not inode.unsynced
+        assert not committer.needs_commit
+        assert len(list(box.volume.hot.iter_files())) == 1
+    assert_clean(tmp_path / "state")
+
+
+@pytest.mark.parametrize("what", ["write", "truncate", "unlink"])
+async def test_change_while_content_is_written_anew_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    disk = Disk(monkeypatch)
+    content = bytes(range(256)) * 4 * (hotfiles.SCRATCH_BYTES // 256)
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", content)
+        await box.volume.committer.commit()
+        disk.fails = 1
+        with pytest.raises(LocalStoreError):
+            await box.volume.committer.sync_file(inode)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(box.volume.committer.commit)
+            await wait_until(lambda: box.volume.fileio.retirement.is_frozen(inode.hot_no), tick_s=0)
+            if what == "write":
+                await box.write(b"s/f", b"changed")
+                expected = b"changed" + content[7:]
+            elif what == "truncate":
+                await box.truncate(b"s/f", 100)
+                expected = content[:100]
+            else:
+                box.unlink(b"s/f")
+        await box.commit()
+        if what != "unlink":
+            assert await box.read(b"s/f") == expected
+            assert disk.content(box, inode)[: len(expected)] == expected
+        assert len(list(box.volume.hot.iter_files())) == (what != "unlink")
+    assert_clean(tmp_path / "state")
+
+
+async def test_flush_fails_for_as_long_as_the_content_can_not_be_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch)
+    async with open_box(tmp_path / "state") as box:
+        committer = box.volume.committer
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"first")
+        other = await box.write(b"s/other", b"other")
+        await committer.commit()
+        disk.fails = 1
+        with pytest.raises(LocalStoreError):
+            await committer.sync_file(inode)
+        with monkeypatch.context() as patch:
+            patch.setattr(box.volume.hot, "rewrite", _refuse)
+            for _ in range(2):
+                with pytest.raises(LocalStoreError):
+                    await committer.sync_file(inode)
+        await committer.sync_file(inode)
+        await committer.sync_file(other)
+        assert disk.content(box, inode) == b"first"
+        assert disk.content(box, other) == b"other"
+    assert_clean(tmp_path / "state")
 
 
 @pytest.mark.parametrize("replaces", [True, False])
