@@ -14,7 +14,7 @@ import msgspec
 import zstandard
 
 from sessfs.errors import RemoteCorrupt, RemoteUnsuitable
-from sessfs.types import CHUNK_ID_BYTES
+from sessfs.types import CHUNK_ID_BYTES, TIME_MAX_NS, TIME_MIN_NS
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Number32 = Annotated[int, msgspec.Meta(ge=0, le=(1 << 32) - 1)]
 Positive32 = Annotated[int, msgspec.Meta(ge=1, le=(1 << 32) - 1)]
 Ino = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
-TimeNs = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+TimeNs = Annotated[int, msgspec.Meta(ge=TIME_MIN_NS, le=TIME_MAX_NS)]
 """Nanoseconds since 1970."""
 SessionName = Annotated[bytes, msgspec.Meta(min_length=1, max_length=NAME_MAX_BYTES)]
 

@@ -6,15 +6,16 @@ Open descriptors are kept, the least recently used closed first.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
 
-from sessfs.errors import PosixError, SessfsError, StoreFull
+from sessfs.errors import LocalStoreError, PosixError, SessfsError, StoreFull
 from sessfs.types import Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     from sessfs.format.chunk import Buffer
@@ -27,8 +28,58 @@ since the system clears its pages first.
 SCRATCH_MIN_BYTES = 64 << 10
 
 
+class HotFlush:
+    """A file or directory that is to be flushed to the disk, by one thread. It is closed by that, or by `close`."""
+
+    __slots__ = ("_failed", "_fd", "_number", "_open")
+
+    def __init__(self, open_it: Callable[[], int], failed: set[int], number: int = 0, *, now: bool = True) -> None:
+        """*open_it* gives the descriptor, *now* or when it is run, of the hot file of that number, or of the directory.
+        *failed* is that of HotFiles. Raises OSError.
+        """
+        self._open = open_it
+        self._failed = failed
+        self._number = number
+        self._fd = open_it() if now else None
+
+    def run(self) -> None:
+        """Flush the data and close. Raises LocalStoreError, which is StoreFull where the disk is."""
+        fd, self._fd = self._fd, None
+        try:
+            self._check()
+            if fd is None:
+                fd = self._open()
+            self._flush(fd)
+            # The system may have told of an error only the one who flushed the file at the same time.
+            self._check()
+        except OSError as exc:
+            kind = StoreFull if exc.errno in (errno.ENOSPC, errno.EDQUOT) else LocalStoreError
+            raise kind(f"a hot file could not be flushed: {exc.strerror}") from exc
+        finally:
+            if fd is not None:
+                os.close(fd)
+
+    def _flush(self, fd: int) -> None:
+        try:
+            os.fdatasync(fd)
+        except OSError:
+            if self._number:
+                self._failed.add(self._number)
+            raise
+
+    def _check(self) -> None:
+        if self._number in self._failed:
+            raise LocalStoreError("a hot file could not be flushed, and was not written anew since")
+
+    def close(self) -> None:
+        """Give it up, if it was not run."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
 class HotFiles:
-    """The directory of hot files. The request loop uses all of it; `sync` alone may be called from other threads."""
+    """The directory of hot files. The request loop uses all of it; a `HotFlush` alone may be run by other threads."""
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -39,6 +90,10 @@ class HotFiles:
         self._scratch = memoryview(bytearray(SCRATCH_BYTES))
         self._allocated: dict[int, int] = {}
         """What `allocated_bytes` found, of hot files that were not written since."""
+        self.failed: set[int] = set()
+        """Numbers of hot files whose flush failed. The system then takes their pages for written, and says so to
+        whoever flushes next, so no later flush of one is worth anything. Any thread adds to it.
+        """
 
     def path(self, ino: Ino, number: int) -> Path:
         """Where the hot file lies."""
@@ -63,7 +118,11 @@ class HotFiles:
 
     def copy(self, ino: Ino, number: int, new_number: int) -> None:
         """Make hot file *new_number* with the content of *number*, sharing or copying it in the kernel, holes kept."""
-        source = self.duplicate(ino, number)
+        if number in self.failed:
+            for _ in self.rewrite(ino, number, new_number):
+                pass
+            return
+        source = os.dup(self.fd(ino, number))
         try:
             size = os.fstat(source).st_size
             self.create(ino, new_number, size)
@@ -85,6 +144,34 @@ class HotFiles:
             raise self._refused(exc) from exc
         finally:
             os.close(source)
+
+    def rewrite(self, ino: Ino, number: int, new_number: int) -> Generator[None]:
+        """As `copy`, by reading and writing, which is what one whose flush failed needs: its content may be in memory
+        alone, and the kernel shares, or copies, what is on the disk. A slice at each step; until the last nothing may
+        change the hot file. One that is not gone through to its end leaves nothing.
+        """
+        try:
+            self.create(ino, new_number, os.fstat(self.fd(ino, number)).st_size)
+            for start, end in self._iter_data(ino, number):
+                self.pwrite(ino, new_number, self.view(ino, number, end - start, start), start)
+                yield
+        except BaseException:
+            self.delete(ino, new_number)
+            raise
+
+    def _iter_data(self, ino: Ino, number: int) -> Iterator[tuple[int, int]]:
+        """What is not a hole, in slices."""
+        end = 0
+        while True:
+            fd = self.fd(ino, number)
+            try:
+                start = os.lseek(fd, end, os.SEEK_DATA)
+            except OSError as exc:
+                if exc.errno == errno.ENXIO:
+                    return
+                raise
+            end = min(os.lseek(fd, start, os.SEEK_HOLE), start + SCRATCH_BYTES)
+            yield start, end
 
     def fd(self, ino: Ino, number: int) -> int:
         """A descriptor for reading and writing, valid until the next call of any method."""
@@ -160,20 +247,25 @@ class HotFiles:
         found = self._allocated.get(number)
         return self.allocated_bytes(ino, number) if found is None else found
 
-    def duplicate(self, ino: Ino, number: int) -> int:
-        """A descriptor of the caller's own, to be flushed by `sync` in a thread and closed by it."""
-        return os.dup(self.fd(ino, number))
+    def flush(self, ino: Ino, number: int, *, now: bool = True) -> HotFlush:
+        """The flush of the hot file, to be run by any thread, or closed. Unless it is opened *now*, the hot file must
+        be there until it is run. Raises OSError.
+        """
+        name = f"{ino:x}.{number:x}"
+        return HotFlush(
+            lambda: os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dir_fd), self.failed, number, now=now
+        )
 
-    def open_names(self) -> tuple[int, int] | None:
-        """When hot files were created whose names were not flushed: a descriptor of the directory, to `sync`, and what
-        to give `names_synced` once that is done. Else None.
+    def flush_names(self) -> tuple[HotFlush, int] | None:
+        """When hot files were created whose names were not flushed: the flush of the directory, and what to give
+        `names_synced` once that is done. Else None. Raises OSError.
         """
         if self._names_made == self._names_synced:
             return None
-        return os.dup(self._dir_fd), self._names_made
+        return HotFlush(lambda: os.dup(self._dir_fd), self.failed), self._names_made
 
     def names_synced(self, mark: int) -> None:
-        """The directory was flushed after `open_names` gave *mark*."""
+        """The directory was flushed after `flush_names` gave *mark*."""
         self._names_synced = max(self._names_synced, mark)
 
     def delete(self, ino: Ino, number: int) -> None:
@@ -182,10 +274,8 @@ class HotFiles:
         fd = self._fds.pop(number, None)
         if fd is not None:
             os.close(fd)
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{ino:x}.{number:x}", dir_fd=self._dir_fd)
-        except FileNotFoundError:
-            return
 
     def iter_files(self) -> Iterator[tuple[Ino, int, int]]:
         """(inode, number, length in bytes) of every hot file in the directory."""
@@ -202,19 +292,3 @@ class HotFiles:
             os.close(fd)
         self._fds.clear()
         os.close(self._dir_fd)
-
-
-def sync(fds: list[int]) -> None:
-    """Flush each descriptor's data to the disk and close it; any thread. Raises StoreFull for EIO and ENOSPC, after
-    closing them all.
-    """
-    failed: OSError | None = None
-    for fd in fds:
-        try:
-            os.fdatasync(fd)
-        except OSError as exc:
-            failed = exc
-        finally:
-            os.close(fd)
-    if failed is not None:
-        raise StoreFull(f"a hot file could not be flushed: {failed.strerror}") from failed

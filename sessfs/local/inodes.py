@@ -70,6 +70,7 @@ LOOKS = 4
 """So many inodes are looked at, for each that comes or changed, to find those that can go: it takes no longer where
 100,000 have to stay.
 """
+MAX_COUNT = (1 << 64) - 1
 
 Ranges = list[tuple[int, int]]
 
@@ -197,6 +198,11 @@ class SessionCounters:
         self.logical_bytes = logical_bytes
         self.last_change_ns = last_change_ns
 
+    def encode(self) -> bytes:
+        """The stored record. Three sparse files of the largest size are more than it holds: then it holds its most."""
+        files, logical = (min(max(count, 0), MAX_COUNT) for count in (self.files, self.logical_bytes))
+        return SESSION.pack(files, logical, self.last_change_ns)
+
 
 class Inodes(Users):
     """The inode cache over a Database. Used by the request loop alone; nothing here blocks but a read of LMDB."""
@@ -300,19 +306,25 @@ class Inodes(Users):
         for xattr_key, _ in list(self._db.scan(XATTRS, key)):
             self._db.delete(XATTRS, xattr_key)
 
-    def encode_dirty(self) -> None:
-        """Put every changed inode and session counter into the overlay; called right before a cut."""
+    def encode_dirty(self) -> list[Ino]:
+        """Put every changed inode and session counter into the overlay; called right before a cut. Returns the inodes
+        that can't be encoded, which is a bug: they stay changed, and keep none of the others from becoming durable.
+        """
+        refused: dict[Ino, Inode] = {}
         for ino, inode in self._dirty.items():
-            self._db.put(INODES, INO.pack(ino), inode.encode())
+            try:
+                self._db.put(INODES, INO.pack(ino), inode.encode())
+            except struct.error:
+                refused[ino] = inode
         changed = len(self._dirty)
-        self._dirty.clear()
+        self._dirty = refused
         self._trim(LOOKS * changed)
-        self.is_hard_dirty = False
+        self.is_hard_dirty = bool(refused)
         for session in self._dirty_sessions:
             counters = self._sessions[session]
-            record = SESSION.pack(counters.files, counters.logical_bytes, counters.last_change_ns)
-            self._db.put(SESSIONS, INO.pack(session), record)
+            self._db.put(SESSIONS, INO.pack(session), counters.encode())
         self._dirty_sessions.clear()
+        return list(refused)
 
     @property
     def is_dirty(self) -> bool:

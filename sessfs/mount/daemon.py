@@ -184,7 +184,10 @@ class Daemon:
             async for number in signals:
                 log.info("signal %d: unmounting", number)
                 command = [sys.executable, "-P", "-m", "sessfs.mount.detach", str(self._settings.mountpoint)]
-                await trio.run_process(command, cwd="/", check=False)
+                try:
+                    await trio.run_process(command, cwd="/", check=False)
+                except OSError as exc:
+                    log.error("the mount can't be detached: %s", exc)
                 await trio.sleep(GRACE_S)
                 log.warning("files are still open after %.0f s: ending anyway", GRACE_S)
                 if self._loop is not None:

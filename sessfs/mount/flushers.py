@@ -6,6 +6,7 @@ loop serves others. What it means for the inode is told to the loop after that, 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from queue import SimpleQueue
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     Answer = Callable[[Exception | None], None]
 
+log = logging.getLogger(__name__)
 THREADS: Final = 8
 """Flushes that are under way at once share the disk's journal commit."""
 
@@ -57,18 +59,31 @@ class Flushers:
         self._token = trio.lowlevel.current_trio_token()
 
     def submit(self, flush: Flush, answer: Answer) -> None:
-        """Have *flush* worked off; *answer* is called in its thread with the error, None for success."""
+        """Have *flush* worked off; *answer* is called in its thread with the error, None for success. Where there is no
+        thread to be had, that is this one.
+        """
         self._busy += 1
         with self._lock:
-            if self._idle:
-                flusher = self._idle.pop()
-            elif len(self._flushers) < THREADS:
-                flusher = _Flusher(self, len(self._flushers))
-                self._flushers.append(flusher)
-            else:
+            flusher = self._idle.pop() if self._idle else self._start()
+            if flusher is None and self._flushers:
                 self._backlog.append((flush, answer))
                 return
-        flusher.jobs.put((flush, answer))
+        if flusher is None:
+            self._flush(flush, answer)
+        else:
+            flusher.jobs.put((flush, answer))
+
+    def _start(self) -> _Flusher | None:
+        """One more thread; None when there are enough, or the system has none left."""
+        if len(self._flushers) >= THREADS:
+            return None
+        try:
+            flusher = _Flusher(self, len(self._flushers))
+        except RuntimeError as exc:
+            log.warning("no thread for another flush: %s", exc)
+            return None
+        self._flushers.append(flusher)
+        return flusher
 
     @property
     def is_busy(self) -> bool:

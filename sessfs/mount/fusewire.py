@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from sessfs.types import clamp_time_ns
+
 if TYPE_CHECKING:
     from sessfs.local.inodes import Inode
 
@@ -91,12 +93,12 @@ class Wanted(NamedTuple):
 
 
 def unpack_wanted(body: memoryview, now_ns: int) -> Wanted:
-    """Of fuse_setattr_in; *now_ns* stands for "now" in it."""
+    """Of fuse_setattr_in; *now_ns* stands for "now" in it. The kernel sends any 64 bits of seconds."""
     valid, _, _, size, _, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns, mode, _, uid, gid, _ = (
         SETATTR_IN.unpack_from(body)
     )
-    atime_ns = now_ns if valid & FATTR_ATIME_NOW else atime * S_NS + atime_ns
-    mtime_ns = now_ns if valid & FATTR_MTIME_NOW else mtime * S_NS + mtime_ns
+    atime_ns = now_ns if valid & FATTR_ATIME_NOW else clamp_time_ns(atime * S_NS + atime_ns)
+    mtime_ns = now_ns if valid & FATTR_MTIME_NOW else clamp_time_ns(mtime * S_NS + mtime_ns)
     return Wanted(
         size if valid & FATTR_SIZE else None,
         mode if valid & FATTR_MODE else None,
@@ -104,7 +106,7 @@ def unpack_wanted(body: memoryview, now_ns: int) -> Wanted:
         gid if valid & FATTR_GID else None,
         atime_ns if valid & FATTR_ATIME else None,
         mtime_ns if valid & FATTR_MTIME else None,
-        ctime * S_NS + ctime_ns if valid & FATTR_CTIME else None,
+        clamp_time_ns(ctime * S_NS + ctime_ns) if valid & FATTR_CTIME else None,
         bool(valid & FATTR_KILL_SUIDGID),
     )
 

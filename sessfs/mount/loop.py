@@ -211,11 +211,14 @@ class RequestLoop:
             started = call.start(operations, header, self._buffer[IN_HEADER.size : size])
             trapped = started.send(None)
         except StopIteration as done:
-            self._answer(call, header, done.value)
+            result = done.value
         except Exception as exc:
             self._fail(call, header, exc)
+            return
         else:
             self._hand_over(call, header, started, trapped, nursery)
+            return
+        self._answer(call, header, result)
 
     def _hand_over(
         self, call: Call, header: Header, started: Coroutine[Any, Any, Any], trapped: object, nursery: trio.Nursery
@@ -241,8 +244,15 @@ class RequestLoop:
             self._waiting -= 1
 
     def _answer(self, call: Call, header: Header, result: Any) -> None:
+        """Raises nothing: an answer that can't be made becomes EIO, as what a handler raises does."""
         if not call.answered:
             return
+        try:
+            self._make_answer(call, header, result)
+        except Exception as exc:
+            self._fail(call, header, exc)
+
+    def _make_answer(self, call: Call, header: Header, result: Any) -> None:
         if type(result) is Flush:
             self._flushers.submit(result, functools.partial(self._flushed, call, header))
             return

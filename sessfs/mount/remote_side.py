@@ -49,9 +49,15 @@ PROGRESS_S = 0.25
 
 
 async def flush_kernel(mountpoint: Path) -> None:
-    """Have the kernel hand over its dirty pages, by a process of its own: this one must serve them meanwhile."""
+    """Have the kernel hand over its dirty pages, by a process of its own: this one must serve them meanwhile. Where it
+    can't be told to, what it has is in the next snapshot.
+    """
+    command = ["sync", "-f", str(mountpoint)]
     with trio.move_on_after(FLUSH_TIMEOUT_S) as scope:
-        await trio.run_process(["sync", "-f", str(mountpoint)], check=False, capture_stdout=True, capture_stderr=True)
+        try:
+            await trio.run_process(command, check=False, capture_stdout=True, capture_stderr=True)
+        except OSError as exc:
+            log.warning("the kernel could not be told to hand over its pages: %s", exc)
     if scope.cancelled_caught:
         log.warning("the kernel did not hand over its pages within %.0f s", FLUSH_TIMEOUT_S)
 

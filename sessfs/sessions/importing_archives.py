@@ -15,11 +15,12 @@ import tarfile
 import zipfile
 import zlib
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal, DecimalException
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from sessfs.errors import SessfsError
 from sessfs.format.opening import ZstdError, open_zstd
+from sessfs.types import TIME_MAX_NS, TIME_MIN_NS, clamp_time_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -304,11 +305,14 @@ def _tar_attributes(member: tarfile.TarInfo) -> Attributes:
 
 
 def _nanoseconds(exact: str | None, seconds: float) -> int:
-    """Of a time in seconds as pax writes it, which a float would cut short."""
-    with contextlib.suppress(InvalidOperation, ValueError, OverflowError):
+    """Of a time in seconds as pax writes it, which a float would cut short. An archive can say anything."""
+    with contextlib.suppress(DecimalException, ValueError, OverflowError):
         if exact is not None:
-            return int(Decimal(exact) * 1_000_000_000)
-    return int(seconds) * 1_000_000_000
+            # Clamped before it is an integer: of 1e999999 that would have a million digits.
+            return int(min(max(Decimal(exact) * 1_000_000_000, Decimal(TIME_MIN_NS)), Decimal(TIME_MAX_NS)))
+    with contextlib.suppress(ValueError, OverflowError):
+        return clamp_time_ns(int(seconds) * 1_000_000_000)
+    return 0
 
 
 # -- zip

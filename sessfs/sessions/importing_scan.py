@@ -17,6 +17,7 @@ import msgspec
 from sessfs.chrome import PathClass, classify
 from sessfs.format.manifest import MANIFEST_VERSION, Manifest, NameRecord, NodeRecord
 from sessfs.sessions.importing_layout import LeftOut, SessionSource
+from sessfs.types import clamp_time_ns
 from sessfs.vfs.sealjobs import SourceStamp
 
 MAX_DEPTH = 200
@@ -208,8 +209,8 @@ class _Scanner:
             nlink=1,
             rdev=0,
             size=content,
-            atime_ns=found.st_atime_ns,
-            mtime_ns=found.st_mtime_ns,
+            atime_ns=clamp_time_ns(found.st_atime_ns),
+            mtime_ns=clamp_time_ns(found.st_mtime_ns),
             ctime_ns=self._now_ns,
             target=target,
             xattrs=xattrs,

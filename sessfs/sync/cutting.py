@@ -55,11 +55,13 @@ class Cutter(Generic[FrozenT]):
         for session in list(self._changes.sessions if sessions is None else sessions):
             if session not in self._changes.sessions:
                 continue
-            changes = self._changes.take(session)
             name = DOT_SESSION if session == ROOT_INO else self._inodes.find_session_name(session)
             last = self._last(session)
+            changes = self._changes.take(session)
             if name is not None:
                 draft: Draft[FrozenT] = Draft(session, name, changes, last)
+                # At once: whatever goes wrong, `undo` gives the changes back.
+                round_.drafts.append(draft)
                 try:
                     cut(self._inodes, self._references, draft)
                     draft.frozen = self._freezer.freeze(draft.hot)
@@ -67,10 +69,10 @@ class Cutter(Generic[FrozenT]):
                     self.leave_out(round_, draft, exc)
                     continue
                 if draft.is_empty:
+                    round_.drafts.remove(draft)
                     release(self._references, [draft])
                     self._changes.settle(session)
                     continue
-                round_.drafts.append(draft)
             elif last is not None:
                 round_.removed[session] = last.name
             else:

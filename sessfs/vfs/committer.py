@@ -8,16 +8,14 @@ commit of flushes that are under way at once, so all of it takes little longer t
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
-from sessfs.errors import LocalStoreError
-from sessfs.local.hotfiles import sync
+from sessfs.errors import LocalStoreError, SessfsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,15 +23,18 @@ if TYPE_CHECKING:
 
     from sessfs.local.chunkstore import References
     from sessfs.local.db import Batch, Database
-    from sessfs.local.hotfiles import HotFiles
+    from sessfs.local.hotfiles import HotFiles, HotFlush
     from sessfs.local.inodes import Inode, Inodes
     from sessfs.types import Ino
     from sessfs.vfs.fileio import FileIO
+    from sessfs.vfs.retirement import HotFile
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0
 FLUSHES = 8
 """So many files are flushed at once."""
+MAX_OPEN = 256
+"""So many are opened for it at the cut; where there are more, each of the others when its turn comes."""
 
 
 class _Outcome:
@@ -41,13 +42,41 @@ class _Outcome:
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.error: LocalStoreError | None = None
+        # Until it is known to have succeeded: whatever ends it, nobody may take it for a success.
+        self.error: LocalStoreError | None = LocalStoreError("the commit did not come to an end")
 
     async def wait(self) -> None:
         """Return once it is known; raises LocalStoreError if the commit failed."""
         await self.done.wait()
         if self.error is not None:
             raise LocalStoreError(str(self.error)) from self.error
+
+
+class _Flushes(NamedTuple):
+    """What is to be flushed before a batch, and beside it."""
+
+    first: list[HotFlush]
+    beside: list[HotFlush]
+    names: int | None
+    """What `names_synced` is to be told if the directory of the hot files is among them."""
+
+    def close(self) -> None:
+        """Give up those that were not run; fine when none is under way."""
+        for flush in (*self.first, *self.beside):
+            flush.close()
+
+
+class _Cut(NamedTuple):
+    """All that one commit is about, as of one instant."""
+
+    batch: Batch
+    flushes: _Flushes
+    ordered: list[Inode]
+    beside: list[tuple[Inode, int]]
+    """Those that are flushed beside the batch, and the versions of their content."""
+    retired: list[HotFile]
+    refused: list[Ino]
+    """Inodes that could not be put into the batch."""
 
 
 class Committer:
@@ -75,6 +104,10 @@ class Committer:
         self._asked = trio.Event()
         self.failed: LocalStoreError | None = None
         """The error of the last commit, None once one succeeds again."""
+        self._renewed: set[int] = set()
+        """Hot files that stand in for one whose flush failed, and that no durable batch names yet."""
+        self._undeleted = False
+        """True while there are hot files that could not be removed."""
         self.n_commits = 0
         self.writing = trio.Lock()
         """Held while a batch is written; whoever else holds it keeps commits waiting."""
@@ -102,8 +135,10 @@ class Committer:
 
     @property
     def _must_cut(self) -> bool:
-        """True when there is something that is in no batch yet and that only a batch makes durable."""
-        return self._inodes.is_hard_dirty or self._meta.is_dirty
+        """True when there is something that only the next commit makes durable: what is in no batch yet, or a file
+        whose flush failed.
+        """
+        return self._inodes.is_hard_dirty or self._meta.is_dirty or bool(self._hot.failed)
 
     async def sync_file(self, inode: Inode) -> None:
         """Return once the file's data, and everything acknowledged before, is durable. Raises LocalStoreError.
@@ -137,17 +172,25 @@ class Committer:
         StoreFull), and what must be called by the request loop after that, with the error if there was one. Raises
         OSError, having begun nothing.
         """
-        fds, _, names = self._descriptors([inode], [])
-        version = inode.version
+        flushes, version = self._open_flushes([], [inode]), inode.version
+
+        def work() -> None:
+            try:
+                for flush in flushes.beside:
+                    flush.run()
+            finally:
+                flushes.close()
 
         def done(error: BaseException | None) -> None:
             if error is not None:
+                # Soon: what could not be flushed is in memory for as long as the system likes.
+                self._asked.set()
                 return
             _note_synced(inode, version)
-            if names is not None:
-                self._hot.names_synced(names)
+            if flushes.names is not None:
+                self._hot.names_synced(flushes.names)
 
-        return functools.partial(sync, fds), done
+        return work, done
 
     async def run(self) -> None:
         """Commit for ever; started once, in the daemon's nursery."""
@@ -158,13 +201,12 @@ class Committer:
             outcome, self._next = self._next, _Outcome()
             self.is_busy = True
             try:
+                await self._write_anew()
                 async with self.writing:
                     await self._commit_once(outcome)
-                self.failed = None
-            except LocalStoreError as exc:
-                if self.failed is None:
-                    log.error("commit failed, will be tried again: %s", exc)
-                outcome.error = self.failed = exc
+                outcome.error = self.failed = None
+            except Exception as exc:
+                outcome.error = self.failed = self._note_failure(exc)
             finally:
                 self.is_busy = False
                 self._on_its_way = None
@@ -172,78 +214,154 @@ class Committer:
             if self.failed is not None:
                 await trio.sleep(RETRY_S)
 
-    async def _commit_once(self, outcome: _Outcome) -> None:
-        ordered = self._fileio.take_ordered()
-        beside = [inode for inode in self._awaited.values() if inode.unsynced and inode.hot_no]
+    async def _write_anew(self) -> None:
+        """Give new hot files to inodes whose flush failed: the system takes the content for written, so that without
+        this the next flush would succeed and do nothing. Where that can't be, the next flush fails.
+        """
+        if not self._hot.failed:
+            return
+        for inode in list(self._fileio.hot_inodes.values()):
+            if inode.hot_no not in self._hot.failed:
+                continue
+            try:
+                await self._renew(inode)
+            except (SessfsError, OSError) as exc:
+                if self.failed is None:
+                    log.error("inode %d can't be flushed, nor written anew: %s", inode.ino, exc)
+        self._hot.failed.intersection_update([inode.hot_no for inode in self._fileio.hot_inodes.values()])
+
+    async def _renew(self, inode: Inode) -> None:
+        """The same content in a new hot file, ordered. In place it would not do: ext4 goes on taking blocks that it did
+        not get to write for holes, whatever is written to them later. Raises SessfsError, OSError.
+        """
+        number, new_number = inode.hot_no, self._inodes.allocate_number()
+        ticket = self._fileio.freeze(inode)
         try:
-            first, others, names = self._descriptors(ordered, beside)
-        except OSError as exc:
-            self._fileio.restore_ordered(ordered)
-            raise LocalStoreError(f"a hot file could not be opened to flush it: {exc}") from exc
-        self._awaited.clear()
-        versions = [inode.version for inode in beside]
-        retired = self._fileio.retirement.take()
-        self._on_its_way = outcome if self._must_cut or ordered else None
-        self._inodes.encode_dirty()
-        self._references.cut()
-        batch = self._meta.cut()
+            with contextlib.closing(self._hot.rewrite(inode.ino, number, new_number)) as slices:
+                for _ in slices:
+                    await trio.lowlevel.checkpoint()
+        finally:
+            self._fileio.retirement.thaw(number, ticket)
+        if inode.hot_no != number:
+            # It was written to, which gave it a copy of its own, or is gone.
+            self._delete([(inode.ino, new_number)])
+            return
+        self._fileio.replace_hot(inode, new_number)
+        if number in self._renewed and not self._fileio.retirement.is_frozen(number):
+            # No batch names it. Kept until one is durable, they would fill a disk that fails for long.
+            self._delete([(inode.ino, number)])
+        else:
+            self._fileio.retirement.retire(inode.ino, number)
+        self._renewed.add(new_number)
+
+    def _note_failure(self, exc: Exception) -> LocalStoreError:
+        """What those that wait for the commit are told; the log is told of the first failure in a row."""
+        if isinstance(exc, LocalStoreError):
+            if self.failed is None:
+                log.error("commit failed, will be tried again: %s", exc)
+            return exc
+        if self.failed is None:
+            log.error("commit failed, will be tried again", exc_info=exc)
+        return LocalStoreError(f"the commit failed: {exc!r}")
+
+    async def _commit_once(self, outcome: _Outcome) -> None:
+        """One commit. Raises whatever goes wrong; what did not become durable by then is in the next."""
+        cut = self._cut(outcome)
         durable = flushed = False
         try:
-            if first or others or batch.n_changes:
-                error = await self._write(first, others, batch)
-                durable = True
+            error = None
+            if cut.flushes.first or cut.flushes.beside or cut.batch.n_changes:
+                error = await self._write(cut.flushes, cut.batch)
                 self.n_commits += 1
-                if error is not None:
-                    raise error
-            durable = flushed = True
+            durable = True
+            if error is not None:
+                raise error
+            flushed = True
         finally:
-            self._meta.settle(batch, durable=durable)
+            self._meta.settle(cut.batch, durable=durable)
             if durable:
                 self._references.settle()
-                for ino, number in retired:
-                    self._hot.delete(ino, number)
+                self._renewed.clear()
+                self._delete(cut.retired)
             else:
-                self._fileio.restore_ordered(ordered)
-                self._fileio.retirement.restore(retired)
-            if flushed and names is not None:
-                self._hot.names_synced(names)
-            for inode, version in zip(beside, versions, strict=True):
+                self._fileio.restore_ordered(cut.ordered)
+                self._fileio.retirement.restore(cut.retired)
+            if flushed and cut.flushes.names is not None:
+                self._hot.names_synced(cut.flushes.names)
+            for inode, version in cut.beside:
                 if flushed:
                     _note_synced(inode, version)
                 else:
                     self._awaited[inode.ino] = inode
+        if cut.refused:
+            raise LocalStoreError(f"inodes that can't be stored are in memory only: {cut.refused}")
 
-    def _descriptors(
-        self, ordered: Sequence[Inode], beside: Sequence[Inode]
-    ) -> tuple[list[int], list[int], int | None]:
-        """What is to be flushed before the batch, and beside it; and if the directory of the hot files is among either,
-        what to tell them after. Raises OSError, having opened nothing.
-        """
-        first: list[int] = []
-        others: list[int] = []
+    def _delete(self, retired: Sequence[HotFile]) -> None:
+        """Remove hot files that no batch names any more. One that can't be is retired again, for the next commit."""
+        left = []
+        for ino, number in retired:
+            try:
+                self._hot.delete(ino, number)
+            except OSError as exc:
+                if not self._undeleted:
+                    log.error("hot files can't be removed, will be tried again: %s", exc)
+                left.append((ino, number))
+        self._undeleted = bool(left)
+        self._fileio.retirement.restore(left)
+
+    def _cut(self, outcome: _Outcome) -> _Cut:
+        """Take all that changed. Raises whatever goes wrong, having taken nothing."""
+        ordered, retired = self._fileio.take_ordered(), self._fileio.retirement.take()
+        beside = [inode for inode in self._awaited.values() if inode.unsynced and inode.hot_no]
+        is_more = bool(self._must_cut or ordered)
+        flushes = _Flushes([], [], None)
         try:
-            for fds, inodes in ((first, ordered), (others, beside)):
-                fds.extend(self._hot.duplicate(inode.ino, inode.hot_no) for inode in inodes)
-            names = self._hot.open_names() if first or others else None
-        except OSError:
-            for fd in (*first, *others):
-                os.close(fd)
+            flushes = self._open_flushes(ordered, beside)
+            refused = self._inodes.encode_dirty()
+            self._references.cut()
+            batch = self._meta.cut()
+        except BaseException as exc:
+            flushes.close()
+            self._fileio.restore_ordered(ordered)
+            self._fileio.retirement.restore(retired)
+            if isinstance(exc, OSError):
+                raise LocalStoreError(f"a hot file could not be opened to flush it: {exc}") from exc
+            raise
+        self._awaited.clear()
+        self._on_its_way = outcome if is_more else None
+        return _Cut(batch, flushes, ordered, [(inode, inode.version) for inode in beside], retired, refused)
+
+    def _open_flushes(self, ordered: Sequence[Inode], beside: Sequence[Inode]) -> _Flushes:
+        """What is to be flushed before the batch, and beside it; the directory of the hot files with either, if it is
+        to be. Raises OSError, having opened nothing. What is not opened here can be later: a hot file goes only when a
+        later batch is durable, or this one, and its number is never used again.
+        """
+        found = _Flushes([], [], None)
+        try:
+            for flushes, inodes in ((found.first, ordered), (found.beside, beside)):
+                for inode in inodes:
+                    is_room = len(found.first) + len(found.beside) < MAX_OPEN
+                    flushes.append(self._hot.flush(inode.ino, inode.hot_no, now=is_room))
+            names = self._hot.flush_names() if found.first or found.beside else None
+        except BaseException:
+            found.close()
             raise
         if names is None:
-            return first, others, None
-        (first or others).append(names[0])
-        return first, others, names[1]
+            return found
+        (found.first or found.beside).append(names[0])
+        return found._replace(names=names[1])
 
-    async def _write(self, first: list[int], beside: list[int], batch: Batch) -> Exception | None:
+    async def _write(self, flushes: _Flushes, batch: Batch) -> Exception | None:
         """Make the batch durable; returns the error of what was flushed beside it. Raises that of the rest."""
-        beside_error: Exception | None = None
-        while True:
-            written, error = await trio.to_thread.run_sync(_flush, self._threads, self._meta, first, beside, batch)
-            beside_error = beside_error or error
-            if written:
-                return beside_error
+        try:
+            written, error = await trio.to_thread.run_sync(_flush, self._threads, self._meta, flushes, batch)
+        finally:
+            # Should there have been no thread.
+            flushes.close()
+        while not written:
             log.info("metadata map grown to %d bytes", self._meta.grow())
-            first, beside = [], []
+            written = await trio.to_thread.run_sync(self._meta.write_batch, batch)
+        return error
 
     @property
     def is_dirty(self) -> bool:
@@ -259,19 +377,44 @@ def _note_synced(inode: Inode, version: int) -> None:
         inode.unsynced = False
 
 
-def _flush(
-    threads: Executor, meta: Database, first: list[int], beside: list[int], batch: Batch
-) -> tuple[bool, Exception | None]:
-    """In a thread: flush *first*, then write the batch; meanwhile flush *beside*, whose error is returned. False when
-    the map must grow before the batch is written. Closes all descriptors, also when it raises.
+def _flush(threads: Executor, meta: Database, flushes: _Flushes, batch: Batch) -> tuple[bool, Exception | None]:
+    """In a thread: flush what is to be flushed first, then write the batch; meanwhile flush the others, whose error is
+    returned. False when the map must grow before the batch is written. None is under way when it returns, or raises.
     """
-    others = [threads.submit(sync, [fd]) for fd in beside]
+    beside = [_begin(threads, flush) for flush in flushes.beside]
+    more = [_begin(threads, flush) for flush in flushes.first[1:]]
     try:
-        more = [threads.submit(sync, [fd]) for fd in first[1:]]
-        sync(first[:1])
+        for flush in flushes.first[:1]:
+            flush.run()
         for flushed in more:
             flushed.result()
         written = meta.write_batch(batch) if batch.n_changes else True
     finally:
-        errors = [other.exception() for other in others]
+        wait([*more, *beside])
+    errors = [other.exception() for other in beside]
     return written, next((error for error in errors if isinstance(error, Exception)), None)
+
+
+def _begin(threads: Executor, flush: HotFlush) -> Future[None]:
+    """Run the flush in one of the threads; here, if there is none."""
+    outcome: Future[None] = Future()
+    left = [flush]
+
+    def work() -> None:
+        try:
+            taken = left.pop()
+        except IndexError:
+            return
+        try:
+            taken.run()
+        except BaseException as exc:
+            outcome.set_exception(exc)
+        else:
+            outcome.set_result(None)
+
+    try:
+        threads.submit(work)
+    except RuntimeError:
+        # "Can't start new thread". The work is in the queue all the same, so another one may have come first.
+        work()
+    return outcome

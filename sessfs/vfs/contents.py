@@ -68,6 +68,15 @@ class Contents:
         self.hot_inodes.pop(inode.ino, None)
         self.hot_inodes[inode.ino] = inode
 
+    def replace_hot(self, inode: Inode, number: int) -> None:
+        """The content is in hot file *number* as well, which is the inode's from now on; the other is the caller's. The
+        copy stands in for bytes that may be durable in the original.
+        """
+        inode.hot_no = number
+        inode.unsynced = True
+        self.order(inode)
+        self._inodes.touch(inode, noted=False)
+
     def note_change(self, inode: Inode, size: int, *, soft: bool = False) -> None:
         """The content changed, and has *size* bytes now; *soft* as in `Inodes.touch`."""
         now = self._clock_ns()

@@ -311,8 +311,4 @@ class FileIO(Contents):
             number = self._inodes.allocate_number()
             self._hot.copy(inode.ino, inode.hot_no, number)
             self.retirement.retire(inode.ino, inode.hot_no)
-            inode.hot_no = number
-            # The copy stands in for bytes that may be durable in the original.
-            inode.unsynced = True
-            self.order(inode)
-            self._inodes.touch(inode)
+            self.replace_hot(inode, number)

@@ -39,6 +39,11 @@ class Retirement:
         """The batch did not become durable."""
         self._retired.extend(retired)
 
+    @property
+    def is_empty(self) -> bool:
+        """True when no hot file waits to be deleted."""
+        return not self._retired
+
     def freeze(self, number: int) -> int:
         """The hot file of that number keeps its bytes until the ticket that is returned, and all others for the same
         file, are given to `thaw`: several snapshots may read it at once.

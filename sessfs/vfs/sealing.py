@@ -78,20 +78,26 @@ class SealProcessClient:
         self._is_urgent = True
 
     async def start(self) -> None:
-        """Start the process if it isn't running."""
+        """Start the process if it isn't running. Raises LocalStoreError."""
         if self._process is not None and self._process.poll() is None:
             return
-        self._process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "sessfs.vfs.sealworker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd="/",
-            start_new_session=True,
-        )
+        try:
+            self._process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "sessfs.vfs.sealworker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise LocalStoreError(f"the seal process can't be started: {exc}") from exc
         assert self._process.stdin is not None
         self._is_urgent = True
         self._give_share()
-        await self._process.stdin.send_all(encode_message(self._hello))
+        try:
+            await self._process.stdin.send_all(encode_message(self._hello))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise LocalStoreError("the seal process ended as soon as it was started") from exc
 
     async def call(self, request: Task, on_late: Callable[[Reply], None] = lambda reply: None) -> Reply:
         """The answer to *request*. Raises LocalStoreError when the process could not do it, or ended. When cancelled,

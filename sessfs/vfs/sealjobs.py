@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sessfs.types import clamp_time_ns
+
 if TYPE_CHECKING:
     import os
     from typing import BinaryIO
@@ -85,8 +87,9 @@ class SourceStamp(msgspec.Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, found: os.stat_result) -> SourceStamp:
-        """The stamp of what `stat` found."""
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        """The stamp of what `stat` found; times that a message can't hold are clamped."""
+        times = clamp_time_ns(found.st_mtime_ns), clamp_time_ns(found.st_ctime_ns)
+        return cls(found.st_dev, found.st_ino, found.st_size, *times)
 
 
 class SourceRange(msgspec.Struct, frozen=True, array_like=True):

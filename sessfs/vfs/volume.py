@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -30,7 +31,7 @@ from sessfs.vfs.space import Space
 from sessfs.vfs.xattrs import Xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
     from pathlib import Path
 
     from sessfs.chrome import PathClass
@@ -40,9 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CLOSE_DROP_S = 10.0
+"""Dropping dead chunks may hold up an unmount this long; the next start sweeps the rest."""
 ROOMY_PART = 4
 """Sealing waits for quiet until hot files take this part of the bound."""
-"""Dropping dead chunks may hold up an unmount this long; the next start sweeps the rest."""
+RESTART_S = 5.0
 
 
 class RemoteHooks(NamedTuple):
@@ -50,6 +52,18 @@ class RemoteHooks(NamedTuple):
 
     make_chunks: Callable[[ChunkReader, Places, References, bytes], ChunkSource]
     travelling: PathClass
+
+
+async def _keep_going(work: Callable[[], Awaitable[None]]) -> None:
+    """Do background work to its end. An error that it does not know goes to the log, and it begins anew after a pause:
+    nobody has been told that it succeeded, and the mount must not end with it.
+    """
+    while True:
+        try:
+            return await work()
+        except Exception:
+            log.exception("background work failed, and begins anew in %.0f s", RESTART_S)
+        await trio.sleep(RESTART_S)
 
 
 class LocalChunks:
@@ -152,10 +166,10 @@ class Volume:
         """The background work of an open volume, for ever: commit, seal, watch the room left."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.committer.run)
-            nursery.start_soon(self.sealer.run)
-            nursery.start_soon(self.space.run)
+            nursery.start_soon(_keep_going, self.sealer.run)
+            nursery.start_soon(_keep_going, self.space.run)
             if not self.state.was_clean:
-                nursery.start_soon(sweep_unreferenced, self.reader, self.references)
+                nursery.start_soon(_keep_going, partial(sweep_unreferenced, self.reader, self.references))
 
     @property
     def seal_pid(self) -> int | None:
@@ -192,6 +206,7 @@ class Volume:
         self.reader.close()
         self.meta.close()
         self.hot.close()
-        if not (self.committer.is_dirty or self.references.has_unused or self._client.lost_count):
+        is_left = self.committer.is_dirty or self.references.has_unused or not self.fileio.retirement.is_empty
+        if not (is_left or self._client.lost_count):
             self.state.mark_clean()
         self.state.close()

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sessfs.types import TIME_MAX_NS, TIME_MIN_NS
 from tests.support.posix import as_nobody, errno_of, noise, read_file, write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.support.mounted import Mounted
 
 NOBODY = 65534
 
@@ -81,6 +84,31 @@ def test_utime_is_exact_to_the_nanosecond_and_stays(directory: Path, mtime_ns: i
     os.fsync(fd)
     os.close(fd)
     assert (os.stat(path).st_mtime_ns, os.stat(path).st_atime_ns) == (mtime_ns, mtime_ns + 7)
+
+
+def test_utime_beyond_what_can_be_kept_is_clamped(mount: Mounted) -> None:
+    """Such a time failed the next commit, outside of any request, which ended the mount."""
+    session = mount.path / "s"
+    session.mkdir()
+    far = {"future": (1 << 40, TIME_MAX_NS), "past": (-(1 << 40), TIME_MIN_NS)}
+    for name, (seconds, _) in far.items():
+        write_file(session / name, b"content")
+        os.utime(session / name, (seconds, seconds))
+        os.mkdir(session / f"{name}.d")
+        os.utime(session / f"{name}.d", (seconds, seconds))
+    fd = os.open(session / "other", os.O_WRONLY | os.O_CREAT)
+    os.write(fd, b"synced")
+    os.fsync(fd)
+    os.close(fd)
+    assert sorted(os.listdir(session)) == ["future", "future.d", "other", "past", "past.d"]
+    pid = mount.pid
+    assert mount.status()["pid"] == pid
+    mount.remount()
+    assert read_file(session / "other") == b"synced"
+    for name, (_, kept) in far.items():
+        assert read_file(session / name) == b"content"
+        for path in (session / name, session / f"{name}.d"):
+            assert os.stat(path).st_mtime_ns == kept
 
 
 def test_utime_wins_over_writes_before_it_also_later(directory: Path) -> None:

@@ -213,11 +213,11 @@ async def open_box(
             await volume.release()
 
 
-async def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """Return once *condition* holds."""
+async def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0, *, tick_s: float = 0.01) -> None:
+    """Return once *condition* holds; it is looked at each *tick_s*, or, with 0, whenever other tasks had their turn."""
     with trio.fail_after(timeout_s):
         while not condition():  # noqa: ASYNC110 - nothing tells when it begins to hold
-            await trio.sleep(0.01)
+            await trio.sleep(tick_s)
 
 
 def assert_clean(path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sessfs.errors import StoreFull
+from sessfs.errors import LocalStoreError, StoreFull
 from sessfs.local import hotfiles
-from sessfs.local.hotfiles import SCRATCH_BYTES, SCRATCH_MIN_BYTES, HotFiles, sync
+from sessfs.local.hotfiles import SCRATCH_BYTES, SCRATCH_MIN_BYTES, HotFiles, HotFlush
 from sessfs.types import Ino
 
 if TYPE_CHECKING:
@@ -144,31 +144,99 @@ def test_hotfiles_strangers_are_no_hot_files(hot: HotFiles, tmp_path: Path) -> N
 
 
 def test_hotfiles_names_are_to_be_synced_until_they_were(hot: HotFiles) -> None:
-    assert hot.open_names() is None
+    assert hot.flush_names() is None
     hot.create(INO, 1, 0)
-    first, again = hot.open_names(), hot.open_names()
+    first, again = hot.flush_names(), hot.flush_names()
     assert first is not None
     assert again is not None, "who flushes meanwhile must not take the name for durable"
     hot.create(INO, 2, 0)
-    sync([first[0], again[0]])
+    first[0].run()
+    again[0].close()
     hot.names_synced(first[1])
-    late = hot.open_names()
+    late = hot.flush_names()
     assert late is not None, "made after the flush was begun"
-    sync([late[0]])
+    late[0].run()
     hot.names_synced(late[1])
     hot.names_synced(first[1])
-    assert hot.open_names() is None
+    assert hot.flush_names() is None
 
 
-def test_hotfiles_sync_closes_all_even_when_one_fails() -> None:
+def test_hotfiles_flush_is_closed_whatever_becomes_of_it(hot: HotFiles) -> None:
+    hot.create(INO, 1, 0)
+    before = len(os.listdir("/proc/self/fd"))
+    hot.flush(INO, 1).run()
+    hot.flush(INO, 1).close()
     reader, writer = os.pipe()
-    null = os.open("/dev/zero", os.O_RDONLY)
-    with pytest.raises(StoreFull):
-        sync([reader, writer, null])
-    for fd in (reader, writer, null):
-        with pytest.raises(OSError, match="Bad file descriptor") as caught:
-            os.fstat(fd)
-        assert caught.value.errno == errno.EBADF
+    os.close(writer)
+    failing = HotFlush(lambda: reader, hot.failed)
+    with pytest.raises(LocalStoreError):
+        failing.run()
+    failing.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_hotfiles_flush_after_one_that_failed_is_worth_nothing(hot: HotFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system tells one of those that flush a file of an error, and takes the pages for written from then on."""
+    hot.create(INO, 1, 100)
+    hot.create(INO, 2, 100)
+    failing, later, other = (hot.flush(INO, number) for number in (1, 1, 2))
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hotfiles.os, "fdatasync", refuse)
+        with pytest.raises(LocalStoreError):
+            failing.run()
+    for flush in (later, hot.flush(INO, 1)):
+        with pytest.raises(LocalStoreError, match="anew"):
+            flush.run()
+    other.run()
+    assert hot.failed == {1}
+
+
+def test_hotfiles_flush_beside_one_that_fails_fails_as_well(hot: HotFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    hot.create(INO, 1, 100)
+    monkeypatch.setattr(hotfiles.os, "fdatasync", lambda fd: hot.failed.add(1))
+    with pytest.raises(LocalStoreError, match="anew"):
+        hot.flush(INO, 1).run()
+
+
+@pytest.mark.parametrize("how", ["rewrite", "copy"])
+def test_hotfiles_written_anew_after_a_failure_keep_content_and_holes(
+    hot: HotFiles, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The kernel may not copy: it might share what is on the disk."""
+
+    def refuse(*args: object) -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(hotfiles.os, "copy_file_range", refuse)
+    size = 64 << 20
+    hot.create(INO, 1, size)
+    content = random.Random(1).randbytes(3 * SCRATCH_BYTES + 17)
+    hot.pwrite(INO, 1, b"first", 0)
+    hot.pwrite(INO, 1, content, 20 << 20)
+    hot.failed.add(1)
+    if how == "copy":
+        hot.copy(INO, 1, 2)
+    else:
+        assert len(list(hot.rewrite(INO, 1, 2))) >= 4
+    assert hot.pread(INO, 2, 5, 0) == b"first"
+    assert hot.pread(INO, 2, len(content), 20 << 20) == content
+    assert os.stat(hot.path(INO, 2)).st_size == size
+    assert hot.allocated_bytes(INO, 2) < 5 << 20
+    hot.flush(INO, 2).run()
+
+
+def test_hotfiles_rewrite_that_is_given_up_leaves_nothing(hot: HotFiles) -> None:
+    hot.create(INO, 1, 0)
+    hot.pwrite(INO, 1, b"content", 0)
+    slices = hot.rewrite(INO, 1, 2)
+    next(slices)
+    assert hot.path(INO, 2).exists()
+    slices.close()
+    assert not hot.path(INO, 2).exists()
 
 
 def test_hotfiles_on_a_full_disk_say_so(hot: HotFiles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,6 +56,8 @@ class Handlers:
         if inode == 4:
             await in_task()
             raise KeyError("late bug")
+        if inode == 5:
+            return 7  # type: ignore[return-value]
         return b"attributes of %d" % inode
 
     @handler
@@ -205,8 +207,8 @@ async def test_no_more_large_writes_wait_than_there_is_room_for() -> None:
         assert [(await kernel.hear())[0] for _ in range(3)] == [1, 50, 2]
 
 
-@pytest.mark.parametrize("inode", [3, 4])
-async def test_a_handler_that_waits_by_itself_or_fails_late_gets_eio(inode: int) -> None:
+@pytest.mark.parametrize("inode", [3, 4, 5])
+async def test_a_handler_that_waits_by_itself_fails_late_or_answers_nonsense_gets_eio(inode: int) -> None:
     async with served() as kernel:
         kernel.ask(GETATTR, 5, inode=inode)
         assert await kernel.hear() == (5, errno.EIO, b"")
@@ -281,6 +283,33 @@ async def test_more_fsyncs_than_threads_are_each_answered_once() -> None:
             assert {(await kernel.hear())[:2] for _ in range(n)} == {(unique, 0) for unique in range(n)}
             kernel.handlers.flushing.clear()
     assert kernel.handlers.flushed == [None] * 2 * n
+
+
+@pytest.mark.parametrize("n_threads", [0, 1])
+async def test_fsyncs_are_answered_where_there_are_not_enough_threads(
+    monkeypatch: pytest.MonkeyPatch, n_threads: int
+) -> None:
+    start, left = threading.Thread.start, n_threads
+
+    def refuse(thread: threading.Thread) -> None:
+        nonlocal left
+        if thread.name.startswith("flush "):
+            left -= 1
+            if left < 0:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    async with served() as kernel:
+        kernel.handlers.flushing.set()
+        for unique in range(5):
+            kernel.ask(FSYNC, unique, body=FSYNC_IN.pack(1, 0, 0))
+        kernel.ask(FSYNC, 5, body=FSYNC_IN.pack(2, 0, 0))
+        answers = dict([(await kernel.hear())[:2] for _ in range(6)])
+        assert answers == {**dict.fromkeys(range(5), 0), 5: errno.ENOSPC}
+        kernel.ask(GETATTR, 6)
+        assert await kernel.hear() == (6, 0, b"attributes of 1")
+    assert len(kernel.handlers.flushed) == 6
 
 
 async def test_at_the_end_what_waits_for_a_thread_is_flushed() -> None:

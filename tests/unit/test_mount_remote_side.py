@@ -1,8 +1,10 @@
-"""The remote half of a mount: when it may begin to publish."""
+"""The remote half of a mount: when it may begin to publish, and what it lives through."""
 
 from __future__ import annotations
 
+import errno
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,7 +15,7 @@ from sessfs.config import Settings
 from sessfs.errors import RemoteUnavailable, Unsynced
 from sessfs.mount import remote_side
 from sessfs.mount.node_gate import NodeGate
-from sessfs.mount.remote_side import RemoteSide
+from sessfs.mount.remote_side import RemoteSide, flush_kernel
 from sessfs.mount.repository import CachedState, open_repository
 from sessfs.remote.urls import RemoteSettings, open_remote
 from sessfs.sync.fetch import RemoteChunks
@@ -22,7 +24,6 @@ from tests.support.volumes import Box, open_box
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.places import Places
@@ -77,3 +78,14 @@ async def test_nothing_is_published_before_it_is_known_what_was_collected(
                 await side.sync(ignore, 10)
             nursery.cancel_scope.cancel()
         assert not box.volume.changes.sessions
+
+
+async def test_flush_of_the_kernels_pages_survives_a_machine_without_processes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(*args: object, **options: object) -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(trio, "run_process", refuse)
+    await flush_kernel(Path("/nowhere"))
+    assert "Resource temporarily unavailable" in caplog.text

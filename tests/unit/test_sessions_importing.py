@@ -22,6 +22,7 @@ from sessfs.sessions.importing import Importer
 from sessfs.sessions.importing_archives import ArchiveRefused
 from sessfs.sessions.importing_report import ImportOptions, ImportProgress, ImportReport, Outcome
 from sessfs.sessions.importing_unpack import STAGING, clear_staging
+from sessfs.types import TIME_MAX_NS
 from tests.support.lives import Local
 from tests.support.profiles import Shape, make_profile, make_tree
 from tests.support.volumes import assert_clean, open_box
@@ -129,6 +130,25 @@ async def test_tree_is_imported_whole(tmp_path: Path) -> None:
         assert report.stored_bytes == there.box.volume.reader.totals().stored_bytes > 0
         assert there.steps[-1].done_bytes <= there.steps[-1].total_bytes
     assert [path.stat().st_atime_ns for path in files] == before
+
+
+async def test_times_beyond_what_can_be_kept_are_clamped(tmp_path: Path) -> None:
+    """ext4 has times up to 2446. Such a one failed the commit after the import, which ended the mount."""
+    far_ns = 15 * 10**18
+    user = make_tree(tmp_path / "tree", 1, SMALL)[0]
+    path = user / "far"
+    path.write_bytes(b"content")
+    os.utime(path, ns=(far_ns, far_ns))
+    if path.stat().st_mtime_ns != far_ns:
+        pytest.skip("the filesystem of the temporary directory has no such times")
+    async with place(tmp_path / "state") as there:
+        report = await there.take(tmp_path / "tree")
+        assert outcomes(report) == {"user1": Outcome.IMPORTED}
+        report = await there.take(tmp_path / "tree")
+        assert outcomes(report) == {"user1": Outcome.THERE}
+    async with open_box(tmp_path / "state") as box:
+        assert box.get(b"user1/far").mtime_ns == TIME_MAX_NS
+        assert await box.read(b"user1/far") == b"content"
 
 
 async def test_import_again_finds_everything_there(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 import zstandard
 
 from sessfs.sessions.importing_archives import ArchiveRefused, Limits, unpack
+from sessfs.types import TIME_MAX_NS, TIME_MIN_NS
 from tests.support.profiles import describe, make_tree
 
 if TYPE_CHECKING:
@@ -80,6 +81,27 @@ def test_tar_comes_out_with_all_attributes(tmp_path: Path, ending: str) -> None:
     archive = tmp_path / "a" / f"x.tar{ending}"
     archive.write_bytes(COMPRESSORS[ending](plain))
     assert describe(lay_out(archive) / "tree", left_out=True) == describe(tree, left_out=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("99999999999.5", TIME_MAX_NS),
+        ("-1e300", TIME_MIN_NS),
+        ("1e999999", TIME_MAX_NS),
+        ("1e99999999", 0),
+        ("inf", TIME_MAX_NS),
+        ("nan", 0),
+        ("soon", 0),
+    ],
+)
+def test_tar_with_an_impossible_time_comes_out(tmp_path: Path, said: str, kept: int) -> None:
+    member = info("f")
+    member.pax_headers = {"mtime": said, "atime": said}
+    out = lay_out(tar_of(tmp_path / "x.tar", (member, b"content")))
+    assert (out / "f").read_bytes() == b"content"
+    # The filesystem that it comes out on may have a narrower range.
+    assert abs((out / "f").stat().st_mtime_ns) <= abs(kept)
 
 
 def test_zip_comes_out_with_modes_links_and_times(tmp_path: Path) -> None:

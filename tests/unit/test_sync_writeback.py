@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from sessfs.errors import LocalStoreError, StoreCorrupt
 from sessfs.format.recipe import Recipe, encode_extent
 from sessfs.local.chunkstore import FRAME_COUNT, FRAME_ENTRY, FRAME_KEY, FRAMES, find_place
+from sessfs.sync import cutting
 from sessfs.types import HOLE, ROOT_INO
 from sessfs.vfs import fileio
 from sessfs.vfs.sealjobs import DropRequest
@@ -107,6 +108,28 @@ async def test_writeback_deltas_add_up(tmp_path: Path) -> None:
             assert manifest.sequence == i + 2
             if i in (0, 4, 8, 11):
                 assert await restored(tmp_path / f"b{i}", copy_of(store)) == await machine.snapshots()
+
+
+async def test_writeback_changes_of_a_session_whose_cut_fails_are_published_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the reason is. They were forgotten until the session changed again."""
+    store = MemoryStore()
+
+    def fail(*args: object) -> None:
+        raise KeyError("nobody has thought of this")
+
+    async with open_machine(tmp_path / "a", store) as machine:
+        machine.mkdir(b"user1")
+        await machine.publish()
+        await machine.write(b"user1/f", b"content")
+        with monkeypatch.context() as patch:
+            patch.setattr(cutting, "cut", fail)
+            with pytest.raises(KeyError):
+                await machine.publish()
+        await machine.publish()
+        expected = await machine.snapshots()
+    assert await restored(tmp_path / "b", store) == expected
 
 
 async def test_writeback_nothing_changed_puts_nothing(tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import random
 import resource
 import signal
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -486,3 +488,37 @@ async def test_sealer_does_not_wait_for_ever(tmp_path: Path, why: str) -> None:
         box.clock.advance(11 if why == "room gets short" else 10 * (1 + PATIENCE))
         await wait_until(lambda: not inode.hot_no)
     assert_clean(tmp_path / "state")
+
+
+@pytest.mark.parametrize("starts", [False, True])
+async def test_sealing_waits_while_the_seal_process_can_not_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: bool
+) -> None:
+    """Or while what starts takes no request."""
+    monkeypatch.setattr(sealing, "TICK_S", 0.01)
+    monkeypatch.setattr(sealing, "RETRY_S", 0.01)
+    start = trio.lowlevel.open_process
+
+    async def refuse(command: list[str], **options: Any) -> trio.Process:
+        if not starts:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        process: trio.Process = await start([sys.executable, "-c", ""], **options)
+        assert process.stdin is not None
+        await process.stdin.aclose()
+        return process
+
+    async with open_box(tmp_path / "state", seal_idle_s=1) as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"content")
+        assert box.volume.seal_pid is not None
+        os.kill(box.volume.seal_pid, signal.SIGKILL)
+        await wait_until(lambda: box.volume.seal_pid is None)
+        with monkeypatch.context() as patch:
+            patch.setattr(trio.lowlevel, "open_process", refuse)
+            box.clock.advance(100)
+            await wait_until(lambda: box.volume.sealer.failed is not None)
+            with pytest.raises(LocalStoreError):
+                await box.seal()
+        await wait_until(lambda: inode.hot_no == 0)
+        assert box.volume.sealer.failed is None
+        assert await box.contents() == {b"s/f": b"content"}
