@@ -105,7 +105,9 @@ class Committer:
         self.failed: LocalStoreError | None = None
         """The error of the last commit, None once one succeeds again."""
         self._renewed: set[int] = set()
-        """Hot files that stand in for one whose flush failed, and that no durable batch names yet."""
+        """Hot files that stand in for one whose flush failed, and that no batch on the disk names, since their own
+        flush failed, or is still to come.
+        """
         self._undeleted = False
         """True while there are hot files that could not be removed."""
         self.n_commits = 0
@@ -248,7 +250,7 @@ class Committer:
             return
         self._fileio.replace_hot(inode, new_number)
         if number in self._renewed and not self._fileio.retirement.is_frozen(number):
-            # No batch names it. Kept until one is durable, they would fill a disk that fails for long.
+            # Kept until a batch is durable, they would fill a disk that fails for long.
             self._delete([(inode.ino, number)])
         else:
             self._fileio.retirement.retire(inode.ino, number)
@@ -278,10 +280,11 @@ class Committer:
                 raise error
             flushed = True
         finally:
+            # Of the others the batch may be on the disk, even if writing it failed.
+            self._renewed &= self._hot.failed
             self._meta.settle(cut.batch, durable=durable)
             if durable:
                 self._references.settle()
-                self._renewed.clear()
                 self._delete(cut.retired)
             else:
                 self._fileio.restore_ordered(cut.ordered)

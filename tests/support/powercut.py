@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def _run(arguments: Sequence[str]) -> str:
+def run(arguments: Sequence[str]) -> str:
+    """Run the command to its end, which must be a success; return what it says."""
     done = subprocess.run(arguments, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, f"{' '.join(arguments)}: {done.stderr}"
     return done.stdout.strip()
@@ -55,14 +56,14 @@ class PowerCut:
         self._end()
 
     def _start(self) -> None:
-        _run(["mkfs.ext4", "-q", "-F", str(self._disk / "image")])
+        run(["mkfs.ext4", "-q", "-F", str(self._disk / "image")])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.lyingdisk", str(self._served), str(self._disk)],
             stdin=subprocess.DEVNULL,
         )
         assert eventually(lambda: bool(mount_lines(self._served)), 20), "the lying disk does not start"
-        self._loop = _run(["losetup", "--find", "--show", str(self._served / "disk")])
-        _run(["mount", "-t", "ext4", self._loop, str(self.path)])
+        self._loop = run(["losetup", "--find", "--show", str(self._served / "disk")])
+        run(["mount", "-t", "ext4", self._loop, str(self.path)])
 
     def cut(self) -> float:
         """Cut the power; return its CLOCK_MONOTONIC moment. From then on the directory answers EIO, or from caches."""
@@ -75,15 +76,15 @@ class PowerCut:
     def restore(self) -> None:
         """Mount what the disk has kept in the same place. No process may use the directory any more."""
         self._unserve()
-        self._loop = _run(["losetup", "--find", "--show", str(self._disk / "cut")])
-        _run(["mount", "-t", "ext4", self._loop, str(self.path)])
+        self._loop = run(["losetup", "--find", "--show", str(self._disk / "cut")])
+        run(["mount", "-t", "ext4", self._loop, str(self.path)])
 
     def _unserve(self) -> None:
         """Take ext4, loop device and disk apart."""
         if mount_lines(self.path):
             umount2(self.path, 0)
         if self._loop:
-            _run(["losetup", "--detach", self._loop])
+            run(["losetup", "--detach", self._loop])
             self._loop = ""
         if mount_lines(self._served):
             umount2(self._served, MNT_DETACH)
