@@ -85,6 +85,27 @@ async def read_settled(places: Places, read: Callable[[], Awaitable[T]]) -> T:
             return found
 
 
+async def _read_latest(
+    catalogue: Catalogue, store: ObjectStore, envelope: Envelope, name: bytes
+) -> tuple[tuple[ManifestRef | None, int] | None, list[KeptSnapshot], Manifest | None]:
+    """(answer of `Catalogue.resolve`, kept snapshots, latest manifest if there is one). Raises RemoteError."""
+    found = await catalogue.resolve(name)
+    if found is None or found[0] is None:
+        return found, [], None
+    kept = await catalogue.resolve_kept(name) if name != DOT_SESSION else []
+    return found, kept, await load_manifest(store, envelope, found[0])
+
+
+def _is_known(published: Published, ref: ManifestRef | None) -> bool:
+    return ref is not None and published.manifest == (ref.node, ref.segment, ref.offset, ref.length)
+
+
+def _take_snapshots(places: Places, session: Ino, name: bytes, kept: list[KeptSnapshot]) -> None:
+    for one in kept:
+        snapshot = Snapshot(one.taken_ns, one.manifest, one.mark, one.verdict, name=name)
+        places.snapshots.put(session, one.sequence, snapshot)
+
+
 class SessionDirectory:
     """The top level of a volume with a remote. The request loop alone."""
 
@@ -180,16 +201,12 @@ class SessionDirectory:
         if session not in self.unverified or published is None:
             return published is None
         self._places.note_verified(session)
-        if found is None or self._is_known(published, found[0]):
+        if found is None or _is_known(published, found[0]):
             return False
         self._places.set_published(session, None)
         if self._inodes.changes is not None:
             self._inodes.changes.note_whole(session)
         return True
-
-    @staticmethod
-    def _is_known(published: Published, ref: ManifestRef | None) -> bool:
-        return ref is not None and published.manifest == (ref.node, ref.segment, ref.offset, ref.length)
 
     async def load_root(self) -> None:
         """Bring the files directly in the root here, which are a session of their own. Raises RemoteError. Names that
@@ -202,7 +219,9 @@ class SessionDirectory:
         async with self._loading.setdefault(ROOT_INO, trio.Lock()):
             if self._root_loaded:
                 return
-            found, _, manifest = await read_settled(self._places, lambda: self._read_latest(DOT_SESSION))
+            found, _, manifest = await read_settled(
+                self._places, lambda: _read_latest(self._catalogue, self._store, self._envelope, DOT_SESSION)
+            )
             if found is not None and found[0] is not None and manifest is not None:
                 self._install(ROOT_INO, DOT_SESSION, manifest, found[0])
             self._root_loaded = True
@@ -216,7 +235,7 @@ class SessionDirectory:
         self._places.note_verified(ROOT_INO)
         if found is None and published is None:
             return
-        if published is not None and found is not None and self._is_known(published, found[0]):
+        if published is not None and found is not None and _is_known(published, found[0]):
             return
         unsent = self._is_changed(ROOT_INO)
         for name, dentry in list(self._inodes.iter_dentries(ROOT_INO)):
@@ -245,8 +264,8 @@ class SessionDirectory:
         # One that was announced and never published is nobody's, maybe by this node when it was fenced already.
         if published is None and (found is None or found[0] is None):
             return
-        if found is not None and published is not None and self._is_known(published, found[0]):
-            self._take_snapshots(session, name, snapshots)
+        if found is not None and published is not None and _is_known(published, found[0]):
+            _take_snapshots(self._places, session, name, snapshots)
             return
         changes = self._inodes.changes
         if changes is not None and kept:
@@ -353,10 +372,12 @@ class SessionDirectory:
                 return
             published = self._places.published(session)
             name = published.name if published is not None else b""
-            found, kept, manifest = await read_settled(self._places, lambda: self._read_latest(name))
+            found, kept, manifest = await read_settled(
+                self._places, lambda: _read_latest(self._catalogue, self._store, self._envelope, name)
+            )
             if found is not None and found[0] is not None and manifest is not None:
                 self._install(session, name, manifest, found[0])
-                self._take_snapshots(session, name, kept)
+                _take_snapshots(self._places, session, name, kept)
             elif found is not None:
                 # Announced by a node that never published it: an empty session.
                 self._places.set_published(session, Published(name, found[1], None))
@@ -371,21 +392,6 @@ class SessionDirectory:
         self._places.set_published(session, None)
         self._places.snapshots.clear_published(session)
         self.forget_name(name)
-
-    async def _read_latest(
-        self, name: bytes
-    ) -> tuple[tuple[ManifestRef | None, int] | None, list[KeptSnapshot], Manifest | None]:
-        """(answer of `Catalogue.resolve`, kept snapshots, latest manifest if there is one). Raises RemoteError."""
-        found = await self._catalogue.resolve(name)
-        if found is None or found[0] is None:
-            return found, [], None
-        kept = await self._catalogue.resolve_kept(name) if name != DOT_SESSION else []
-        return found, kept, await load_manifest(self._store, self._envelope, found[0])
-
-    def _take_snapshots(self, session: Ino, name: bytes, kept: list[KeptSnapshot]) -> None:
-        for one in kept:
-            snapshot = Snapshot(one.taken_ns, one.manifest, one.mark, one.verdict, name=name)
-            self._places.snapshots.put(session, one.sequence, snapshot)
 
     def _install(self, session: Ino, name: bytes, manifest: Manifest, ref: ManifestRef) -> None:
         Installer(self._inodes, self._references, session, manifest).run()

@@ -25,7 +25,8 @@ from sessfs.vfs.quiet import Quiet
 from sessfs.vfs.recovery import reconcile_hot_files, sweep_unreferenced
 from sessfs.vfs.renames import RENAME_NOREPLACE, Renames
 from sessfs.vfs.scrubbing import remove_leftovers
-from sessfs.vfs.sealing import Sealer, SealProcessClient
+from sessfs.vfs.sealclient import SealProcessClient
+from sessfs.vfs.sealing import Sealer
 from sessfs.vfs.sealjobs import Hello
 from sessfs.vfs.space import Space
 from sessfs.vfs.xattrs import Xattrs

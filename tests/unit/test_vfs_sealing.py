@@ -19,7 +19,7 @@ import trio.testing
 from sessfs.errors import LocalStoreError
 from sessfs.format.recipe import Recipe, encode_extent
 from sessfs.types import HOLE
-from sessfs.vfs import fileio, priority, sealing
+from sessfs.vfs import fileio, priority, sealclient, sealing
 from sessfs.vfs.quiet import QUIET_REQUESTS, QUIET_S
 from sessfs.vfs.sealing import PATIENCE, TICK_S
 from tests.support.badsector import BadSector
@@ -89,7 +89,7 @@ async def test_sealing_lets_others_go_first_until_it_takes_long(
         assert os.getpriority(os.PRIO_PROCESS, pid) == priority.NICE
         assert autogroup(pid) in (f"nice {priority.NICE}", None)
         assert shares == [False]
-        monkeypatch.setattr(sealing, "GIVE_WAY_S", 0.01)
+        monkeypatch.setattr(sealclient, "GIVE_WAY_S", 0.01)
         await hold_up_a_seal(box, pid, nursery)
         await wait_until(lambda: shares == [False, True])
         assert autogroup(pid) in ("nice 0", None)
@@ -490,6 +490,31 @@ async def test_sealer_does_not_wait_for_ever(tmp_path: Path, why: str) -> None:
     assert_clean(tmp_path / "state")
 
 
+async def test_seal_process_whose_start_was_cancelled_serves_the_next_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = trio.lowlevel.open_process
+
+    async with open_box(tmp_path / "state") as box:
+        box.mkdir(b"s")
+        inode = await box.write(b"s/f", b"content")
+        assert box.volume.seal_pid is not None
+        os.kill(box.volume.seal_pid, signal.SIGKILL)
+        await wait_until(lambda: box.volume.seal_pid is None)
+        with trio.CancelScope() as scope, monkeypatch.context() as patch:
+
+            async def start_and_cancel(command: list[str], **options: Any) -> trio.Process:
+                process: trio.Process = await start(command, **options)
+                scope.cancel()
+                return process
+
+            patch.setattr(trio.lowlevel, "open_process", start_and_cancel)
+            await box.seal()
+        assert scope.cancelled_caught
+        await box.seal()
+        assert inode.hot_no == 0
+
+
 @pytest.mark.parametrize("starts", [False, True])
 async def test_sealing_waits_while_the_seal_process_can_not_be_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, starts: bool
@@ -519,6 +544,5 @@ async def test_sealing_waits_while_the_seal_process_can_not_be_started(
             await wait_until(lambda: box.volume.sealer.failed is not None)
             with pytest.raises(LocalStoreError):
                 await box.seal()
-        await wait_until(lambda: inode.hot_no == 0)
-        assert box.volume.sealer.failed is None
+        await wait_until(lambda: inode.hot_no == 0 and box.volume.sealer.failed is None)
         assert await box.contents() == {b"s/f": b"content"}
