@@ -216,11 +216,11 @@ class Places:
         for session, published in outbox.published:
             self.set_published(Ino(session), published)
             if session != ROOT_INO and published.manifest is not None:
-                self.snapshots.put(
-                    Ino(session),
-                    published.sequence,
-                    Snapshot(published.taken_ns, published.manifest, name=published.name),
-                )
+                # One that is there already was moved by an erasure: it keeps its mark and its verdict.
+                there = self.snapshots.find(Ino(session), published.sequence)
+                snapshot = there or Snapshot(published.taken_ns, None, name=published.name)
+                snapshot = msgspec.structs.replace(snapshot, manifest=published.manifest)
+                self.snapshots.put(Ino(session), published.sequence, snapshot)
         for session in outbox.removed:
             self.set_published(Ino(session), None)
         self.set_outbox(None)

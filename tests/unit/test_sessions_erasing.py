@@ -287,6 +287,20 @@ async def test_purge_leaves_nothing_in_the_bucket(tmp_path: Path) -> None:
     await assert_remote_clean(store)
 
 
+async def test_purge_keeps_the_mark_and_verdict_of_another_sessions_latest_snapshot(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with open_machine(tmp_path / "state", store, policy=Policy()) as machine:
+        side = Remote(machine, store)
+        await fill(machine)
+        await machine.publish()
+        two = side.lives.find(b"two")
+        await side.history.mark(two, 1, "kept")
+        side.history.judge(two, 1, "good")
+        before = side.history.list(two)
+        await side.purger.purge(ONE)
+        assert side.history.list(two) == before
+
+
 POINTS = (
     *("removed", "published", "segments", "outbox", "state", "kept here", "moved", "condemned", "checkpoint"),
     *("deleting", "remote", "chunks", "copied", "meta"),

@@ -202,6 +202,7 @@ async def test_purge_while_a_session_is_loaded_leaves_it_whole(tmp_path: Path, k
             await side.purger.purge(ONE)
             answer.release()
         assert await others(machine) == expected
+        await machine.chunks.settle()
         assert await kept_content(store, side, 1)
         await machine.write(b"two/new", b"new")
         await machine.publish()
@@ -225,6 +226,7 @@ async def test_purge_while_the_files_of_the_root_are_loaded_leaves_them_whole(tm
             await side.purger.purge(ONE)
             answer.release()
         assert await machine.read(b"file") == noise(7, 9_000)
+        await machine.chunks.settle()
     await assert_remote_clean(store)
 
 
@@ -254,7 +256,6 @@ async def test_purge_while_a_snapshot_is_taken_up_leaves_it_whole(tmp_path: Path
             else:
                 view = await side.lives.open_view(b"two", 1)
                 assert {path: await machine.read(path.replace(b"two", view, 1)) for path in at_first} == at_first
-                await machine.chunks.settle()
                 side.lives.close_view(view)
 
         side = Remote(machine, slow, lambda point: started.set() if point == at else None)
@@ -264,6 +265,7 @@ async def test_purge_while_a_snapshot_is_taken_up_leaves_it_whole(tmp_path: Path
             for answer in answers:
                 answer.release()
         assert await others(machine) == expected
+        await machine.chunks.settle()
         await machine.publish()
         assert in_bucket(store) == []
     await assert_remote_clean(store)
