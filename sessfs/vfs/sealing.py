@@ -262,8 +262,7 @@ class Sealer:
         """The file can't be sealed: it stays hot, and its turn comes when it has been idle again. Said once."""
         self._fileio.ensure_hot(inode)
         if inode.hot_no not in self._put_off_before:
-            session = self._inodes.find_session_name(inode.session) or b"."
-            who = session.decode(errors="replace")
+            who = (self._inodes.find_session_name(inode.session) or b".").decode(errors="replace")
             log.error("inode %d of session %s can't be sealed, will be tried again: %s", inode.ino, who, why)
         self._put_off_before.add(inode.hot_no)
 
