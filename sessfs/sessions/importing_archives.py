@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from sessfs.errors import SessfsError
 from sessfs.format.opening import ZstdError, open_zstd
+from sessfs.sessions.importing_tars import COPY_BYTES, read_tar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import IO
 
-COPY_BYTES = 1 << 20
 MAX_MEMBERS = 2_000_000
 MAX_RATIO = 250
 """An archive may become so many times its size, which copies of one profile compressed together do not reach ..."""
@@ -159,6 +159,14 @@ class _Staging:
         if size > self._limits.room_bytes:
             raise self.refuse(f"makes it {size} bytes, and there is room for {self._limits.room_bytes}")
 
+    def count_read(self, n_bytes: int) -> None:
+        """So much of a tar was read, headers included. Raises ArchiveRefused when it is too much."""
+        if n_bytes > self._bound:
+            raise ArchiveRefused(
+                f"the archive is refused: it becomes more than {self._limits.ratio} times its size{self.at}: "
+                "it may be a bomb"
+            )
+
     def _make_parents(self, path: tuple[bytes, ...]) -> None:
         for depth in range(1, len(path)):
             parent = path[:depth]
@@ -258,14 +266,11 @@ def _dress(fd: int, attributes: Attributes) -> None:
 
 def _unpack_tar(file: BinaryIO, magic: bytes, staging: _Staging) -> None:
     stream = next((opener(file) for start, opener in _MAGIC if magic.startswith(start)), file)
-    with tarfile.open(
-        fileobj=cast("BinaryIO", stream), mode="r|", encoding="utf-8", errors="surrogateescape"
-    ) as archive:
-        for member in archive:
-            _add_member(archive, member, staging)
+    for member, opened in read_tar(cast("IO[bytes]", stream), staging.count_read):
+        _add_member(member, opened, staging)
 
 
-def _add_member(archive: tarfile.TarFile, member: tarfile.TarInfo, staging: _Staging) -> None:
+def _add_member(member: tarfile.TarInfo, opened: Callable[[], IO[bytes]], staging: _Staging) -> None:
     path = staging.begin(os.fsencode(member.name), member.size if member.isreg() else 0)
     attributes = _tar_attributes(member)
     if member.isdir():
@@ -280,9 +285,8 @@ def _add_member(archive: tarfile.TarFile, member: tarfile.TarInfo, staging: _Sta
             raise staging.refuse(f"is a hard link to {_show(linkname)!r}, outside of the archive")
         staging.add_hardlink(path, target)
     elif member.isreg():
-        content = archive.extractfile(member)
-        assert content is not None
-        staging.add_file(path, content, attributes)
+        with opened() as content:
+            staging.add_file(path, content, attributes)
     else:
         raise staging.refuse("is a device, a named pipe, or of an unknown kind")
 
