@@ -1,6 +1,7 @@
 """A tar, read forwards from its first byte to its last: whole, or an error.
 
-Python's tarfile takes a damaged header for the end, and stops before the checksums that end a compressed stream.
+Python's tarfile takes a damaged header for the end, reads headers of any size into memory, and stops before the
+checksums that end a compressed stream. Here none of that happens.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import IO, BinaryIO, Self
 
+MAX_HEADER_BYTES = 1 << 20
+"""What stands before one member, long names, attributes and maps of holes included."""
 COPY_BYTES = 1 << 20
 
 
@@ -26,19 +29,33 @@ def read_tar(
     """
     blocks = _Blocks(stream, count)
     try:
-        with tarfile.TarFile(
+        with _Tar(
             fileobj=cast("BinaryIO", blocks), tarinfo=_Member, encoding="utf-8", errors="surrogateescape"
         ) as archive:
             while (member := archive.next()) is not None:
+                archive.members.clear()
+                if _size_of(archive.pax_headers) > MAX_HEADER_BYTES:
+                    raise tarfile.ReadError(f"the headers for all members are longer than {MAX_HEADER_BYTES} bytes")
+                if member.size < 0:
+                    raise tarfile.ReadError("a header makes no sense: its content has a negative size")
+                blocks.end_header()
                 yield member, partial(_open, archive, member)
+                blocks.begin_header()
     except _End:
         blocks.check_end()
+    except RecursionError as exc:
+        # tarfile goes deeper by each header of the same member.
+        raise tarfile.ReadError("one member has hundreds of headers") from exc
 
 
 def _open(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     content = archive.extractfile(member)
     assert content is not None
     return content
+
+
+def _size_of(headers: dict[str, str]) -> int:
+    return sum(len(key) + len(value) for key, value in headers.items())
 
 
 class _End(tarfile.HeaderError):
@@ -72,6 +89,13 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError(f"a header makes no sense: {exc}") from exc
 
 
+class _Tar(tarfile.TarFile):
+    members: list[tarfile.TarInfo]
+    """All that were read, for a seeking reader: to be emptied."""
+    pax_headers: dict[str, str]
+    """The global ones so far."""
+
+
 class _Blocks:
     """The stream as tarfile reads it: forwards, and as many bytes as it asks for unless the stream ends before."""
 
@@ -79,9 +103,22 @@ class _Blocks:
         self._stream = stream
         self._count = count
         self._at = 0
+        self._header_left: int | None = MAX_HEADER_BYTES
+
+    def begin_header(self) -> None:
+        """What is read from here on are headers of one member."""
+        self._header_left = MAX_HEADER_BYTES
+
+    def end_header(self) -> None:
+        """What is read from here on is content."""
+        self._header_left = None
 
     def read(self, size: int) -> bytes:
-        """See above."""
+        """See above. Raises ReadError before it reads too long a header."""
+        if self._header_left is not None:
+            if not 0 <= size <= self._header_left:
+                raise tarfile.ReadError(f"the headers of one member are longer than {MAX_HEADER_BYTES} bytes")
+            self._header_left -= size
         parts = []
         while size > 0 and (part := self._read(size)):
             parts.append(part)

@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 import tarfile
+import weakref
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ import pytest
 import zstandard
 
 from sessfs.sessions.importing_archives import ArchiveRefused, Limits, unpack
+from sessfs.sessions.importing_tars import read_tar
 from tests.support.profiles import describe, make_tree
 
 if TYPE_CHECKING:
@@ -209,6 +211,61 @@ def test_sparse_bomb_is_refused(tmp_path: Path) -> None:
 def test_more_than_there_is_room_for_is_refused(tmp_path: Path) -> None:
     archive = tar_of(tmp_path / "x.tar", (info("a"), bytes(600)), (info("b"), bytes(600)))
     refused(archive, "member 'b' makes it 1200 bytes, and there is room for 1000", Limits(1000))
+
+
+def pax_records(*records: tuple[str, bytes]) -> bytes:
+    """Records of a pax header, each with its length."""
+    packed = b""
+    for key, value in records:
+        rest = b" " + key.encode() + b"=" + value + b"\n"
+        length = len(rest) + 1
+        while length != len(str(length)) + len(rest):
+            length += 1
+        packed += str(length).encode() + rest
+    return packed
+
+
+def with_headers(path: Path, headers: list[tuple[bytes, bytes]]) -> Path:
+    """A tar, compressed, of one file, before which there are *headers*: of a type, with a content."""
+    members = [(info("header", kind), content) for kind, content in headers]
+    plain = tar_of(path.parent / "plain", *members, (info("f"), b"1")).read_bytes()
+    (path.parent / "plain").unlink()
+    path.write_bytes(COMPRESSORS[".zst"](plain))
+    return path
+
+
+LONG = bytes(2 << 20)
+LONG_HEADERS = {
+    "pax": [(tarfile.XHDTYPE, pax_records(("comment", LONG)))],
+    "global pax": [(tarfile.XGLTYPE, pax_records(("comment", LONG)))],
+    "long name": [(tarfile.GNUTYPE_LONGNAME, LONG)],
+    "long link": [(tarfile.GNUTYPE_LONGLINK, LONG)],
+    "many": [(tarfile.XHDTYPE, pax_records(("comment", LONG[: 300 << 10])))] * 4,
+    "many short ones": [(tarfile.XHDTYPE, pax_records(("comment", b"x")))] * 1500,
+    "map of holes": [(tarfile.XHDTYPE, pax_records(("GNU.sparse.map", b"0,0," * (300 << 10) + b"0,0")))],
+}
+
+
+@pytest.mark.parametrize("kind", sorted(LONG_HEADERS))
+def test_long_headers_are_refused_unread(tmp_path: Path, kind: str) -> None:
+    archive = with_headers(tmp_path / "x.tar.zst", LONG_HEADERS[kind])
+    refused(archive, "headers of one member are longer than 1048576 bytes|one member has hundreds of headers")
+
+
+def test_global_headers_that_grow_with_each_member_are_refused(tmp_path: Path) -> None:
+    members = []
+    for n in range(4):
+        records = pax_records((f"comment{n}", LONG[: 300 << 10]))
+        members += [(info("header", tarfile.XGLTYPE), records), (info(str(n)), b"1")]
+    refused(tar_of(tmp_path / "x.tar", *members), "near '2': the headers for all members are longer than 1048576 bytes")
+
+
+def test_members_are_not_kept(tmp_path: Path) -> None:
+    plain = tar_of(tmp_path / "x.tar", *((info(f"{n:0100}"), b"") for n in range(2000))).read_bytes()
+    kept = []
+    for member, _ in read_tar(io.BytesIO(plain), lambda n_bytes: None):
+        kept.append(weakref.ref(member))
+    assert sum(member() is not None for member in kept) <= 3
 
 
 def test_too_many_members_are_refused(tmp_path: Path) -> None:
