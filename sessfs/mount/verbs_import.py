@@ -13,7 +13,7 @@ import trio
 from sessfs.errors import NoRights, UsageError
 from sessfs.sessions.importing import Importer
 from sessfs.sessions.importing_report import GROUP_BYTES, ImportOptions
-from sessfs.sessions.importing_unpack import clear_staging
+from sessfs.sessions.importing_unpack import leftovers, remove_unpacked
 
 if TYPE_CHECKING:
     from sessfs.config import Settings
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
 
 class ImportVerbs:
-    """`import`: the daemon reads the source itself, so it must see what the caller sees. What an import that was killed
-    has left is removed before the first.
-    """
+    """`import`: the daemon reads the source itself, so it must see what the caller sees."""
 
     def __init__(self, volume: Volume, home: Home, settings: Settings) -> None:
         self._settings = settings
@@ -37,9 +35,15 @@ class ImportVerbs:
         """By name."""
         return {"import": self._import}
 
-    async def clear(self) -> None:
-        """At the start of the daemon: remove what an import that was killed had unpacked."""
-        await trio.to_thread.run_sync(clear_staging, self._settings.state_dir)
+    async def clear(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Remove what imports that were killed had unpacked. It is known what that is once this has started: only then
+        may the verb be served.
+        """
+        left = await trio.to_thread.run_sync(leftovers, self._settings.state_dir)
+        task_status.started()
+        for tree in left:
+            # Nobody waits for this at the end of the daemon: the next one goes on.
+            await trio.to_thread.run_sync(remove_unpacked, tree, abandon_on_cancel=True)
 
     async def _import(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         source = Path(params["source"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import select
 import shutil
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
+log = logging.getLogger(__name__)
 STAGING = "staging"
 """Below the state directory."""
 SAY_EVERY_S = 0.2
@@ -33,10 +35,48 @@ RESERVE = DISK_RESERVE_BYTES
 NICE = 5
 
 
+def leftovers(state_dir: Path) -> list[Path]:
+    """What imports that were killed have left, each to be given to `remove_unpacked`. Nobody may be importing now."""
+    try:
+        return sorted((state_dir / STAGING).iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        log.warning("what an import may have left in %s can't be looked at: %s", state_dir / STAGING, exc)
+        return []
+
+
+def remove_unpacked(tree: Path) -> None:
+    """Remove what an import has unpacked. Blocks: for a thread. What can't be removed is logged, and stays until the
+    next start; nothing is raised. Others may be importing into directories beside it.
+    """
+    try:
+        _let_in(tree)
+        shutil.rmtree(tree)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        log.warning("%s, which an import has left, can't be removed: %s", tree, exc)
+
+
+def _let_in(tree: Path) -> None:
+    """Directories have the modes that they have in the archive, and who is not root may need more to remove them."""
+    with contextlib.suppress(OSError):
+        tree.chmod(0o700)
+    for path, names, _ in os.walk(tree):
+        for name in names:
+            directory = os.path.join(path, name)
+            if not os.path.islink(directory):
+                with contextlib.suppress(OSError):
+                    os.chmod(directory, 0o700)
+
+
 def clear_staging(state_dir: Path) -> None:
-    """Remove what an import that was killed has left. Blocks: for a thread. Nobody may be importing."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(state_dir / STAGING)
+    """Remove what imports that were killed have left. Blocks: for a thread. Nobody may import before it returns."""
+    for tree in leftovers(state_dir):
+        remove_unpacked(tree)
+    with contextlib.suppress(OSError):
+        (state_dir / STAGING).rmdir()
 
 
 @contextlib.asynccontextmanager
@@ -51,7 +91,7 @@ async def unpacked(archive: Path, state_dir: Path, progress: Callable[[int], Awa
         yield target
     finally:
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(lambda: shutil.rmtree(target, ignore_errors=True))
+            await trio.to_thread.run_sync(remove_unpacked, target)
 
 
 async def _run(archive: Path, target: Path, progress: Callable[[int], Awaitable[None]]) -> None:

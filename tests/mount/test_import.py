@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import posix
 from tests.support.imports import MANY, SESSIONS, begin, outcomes, run_import, wait_for_sessions, with_copies
 from tests.support.mounted import Mounted
 from tests.support.profiles import Shape, describe, make_profile, make_tree
@@ -139,6 +140,21 @@ def test_archive_that_attacks_is_refused_whole(mount: Mounted, tmp_path: Path) -
     assert "member 'tree/../../../evil' leads out of the archive's folder" in done.stderr
     assert os.listdir(mount.path) == []
     assert os.listdir(mount.state / "staging") == []
+
+
+def test_what_a_killed_import_left_is_removed_beside_the_next(mount: Mounted, tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 1, SHAPE)
+    shutil.make_archive(str(tmp_path / "x"), "tar", tmp_path / "tree")
+    mount.umount()
+    left = mount.state / "staging/1-1"
+    for number in range(100):
+        (left / str(number)).mkdir(parents=True)
+        for name in range(500):
+            (left / str(number) / str(name)).touch()
+    mount.mount()
+    assert outcomes(run_import(mount, tmp_path / "x.tar")) == {"user1": "imported"}
+    assert posix.eventually(lambda: os.listdir(mount.state / "staging") == [], 60)
+    assert (mount.path / "user1/session/Local State").read_bytes()
 
 
 def test_daemon_killed_in_the_middle_leaves_whole_sessions_and_goes_on(

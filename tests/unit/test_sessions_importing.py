@@ -21,7 +21,7 @@ from sessfs.sessions import importing_storing
 from sessfs.sessions.importing import Importer
 from sessfs.sessions.importing_archives import ArchiveRefused
 from sessfs.sessions.importing_report import ImportOptions, ImportProgress, ImportReport, Outcome
-from sessfs.sessions.importing_unpack import STAGING, clear_staging
+from sessfs.sessions.importing_unpack import STAGING
 from tests.support.lives import Local
 from tests.support.profiles import Shape, make_profile, make_tree
 from tests.support.volumes import assert_clean, open_box
@@ -492,10 +492,3 @@ async def test_read_only_volume_is_refused(tmp_path: Path) -> None:
         there.box.volume.make_read_only("for a test")
         with pytest.raises(UsageError, match="read-only: for a test"):
             await there.take(tmp_path / "tree")
-
-
-def test_staging_of_a_killed_import_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / STAGING / "1-2/deep").mkdir(parents=True)
-    clear_staging(tmp_path)
-    clear_staging(tmp_path)
-    assert list(tmp_path.iterdir()) == []
