@@ -12,6 +12,7 @@ import trio
 
 from sessfs.errors import NoRights, UsageError
 from sessfs.sessions.importing import Importer
+from sessfs.sessions.importing_layout import check_kind
 from sessfs.sessions.importing_report import GROUP_BYTES, ImportOptions
 from sessfs.sessions.importing_unpack import leftovers, remove_unpacked
 
@@ -71,8 +72,9 @@ class ImportVerbs:
                 raise UsageError(f"{source} lies in {what} itself: import from outside of it")
         try:
             found = source.stat()
-            with os.scandir(source) if source.is_dir() else source.open("rb"):
-                pass
+            check_kind(str(source), found)
+            # It may have become a pipe since: nothing could end a thread that waits for one.
+            os.close(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as exc:
             raise NoRights(
                 f"the daemon (pid {os.getpid()}) can't read {source}: {exc.strerror}. It must run as a user who may, "

@@ -17,7 +17,7 @@ import trio
 from sessfs.errors import PosixError, UsageError
 from sessfs.sessions.importing_existing import first_difference
 from sessfs.sessions.importing_holders import Holder, find_holders
-from sessfs.sessions.importing_layout import label_of, recognise, recognise_archive
+from sessfs.sessions.importing_layout import check_kind, label_of, recognise, recognise_archive
 from sessfs.sessions.importing_report import (
     ImportOptions,
     ImportProgress,
@@ -94,7 +94,7 @@ class Importer:
 
     async def _take(self, source: Path, options: ImportOptions, say: Say) -> ImportReport:
         label, parent = label_of(str(source)), os.fsencode(source.parent.name)
-        if await trio.to_thread.run_sync(source.is_dir):
+        if await trio.to_thread.run_sync(_is_directory, source):
             root = os.fsencode(source)
             layout = await trio.to_thread.run_sync(lambda: recognise(root, label, options.as_name, parent_label=parent))
             return await self._import(layout, options, say, lambda path: path.decode(errors="replace"), source)
@@ -261,6 +261,16 @@ class _Run:
     async def _advance(self, stage: str, job: Job, size_bytes: int) -> None:
         self._done_bytes += size_bytes
         await self._say(ImportProgress(stage, job.report.name, self._done_bytes, self._total_bytes))
+
+
+def _is_directory(source: Path) -> bool:
+    """False for a regular file. Raises UsageError for anything else."""
+    try:
+        found = source.stat()
+    except OSError as exc:
+        raise UsageError(f"{source} can't be read: {exc.strerror}") from exc
+    check_kind(str(source), found)
+    return stat.S_ISDIR(found.st_mode)
 
 
 def _size_of(directory: bytes) -> int:

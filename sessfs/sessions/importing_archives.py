@@ -89,7 +89,10 @@ def unpack(archive: str, target: str, limits: Limits, progress: Callable[[int], 
     """Lay *archive* out in the empty directory *target*; *progress* gets the bytes written so far. Raises
     ArchiveRefused, and OSError of the disk; the caller then removes the target.
     """
-    with open(archive, "rb") as file:
+    with open(archive, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        # Since it was looked at it may have become a pipe, which to open would wait for a writer.
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ArchiveRefused(f"{archive} is no regular file")
         staging = _Staging(target, os.fstat(file.fileno()).st_size, limits, progress)
         try:
             magic = file.read(MAGIC_BYTES)

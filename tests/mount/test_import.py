@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -111,6 +112,14 @@ def test_source_inside_of_the_mount_or_its_state_is_refused(mount: Mounted, insi
     done = mount.sessfs("import", str(place), str(mount.path), check=False)
     assert done.returncode == 2
     assert "import from outside of it" in done.stderr
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR])
+def test_source_of_another_kind_is_refused_unopened(mount: Mounted, tmp_path: Path, kind: int) -> None:
+    os.mknod(tmp_path / "x.tar", kind | 0o600, os.makedev(1, 5))
+    done = mount.sessfs("import", str(tmp_path / "x.tar"), str(mount.path), check=False, timeout_s=30)
+    assert done.returncode == 2
+    assert f"{tmp_path}/x.tar is neither a directory nor a regular file" in done.stderr
 
 
 def test_source_that_only_the_caller_sees_is_refused(mount: Mounted, tmp_path: Path) -> None:

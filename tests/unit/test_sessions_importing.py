@@ -492,3 +492,10 @@ async def test_read_only_volume_is_refused(tmp_path: Path) -> None:
         there.box.volume.make_read_only("for a test")
         with pytest.raises(UsageError, match="read-only: for a test"):
             await there.take(tmp_path / "tree")
+
+
+async def test_source_of_another_kind_is_refused_unopened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    async with place(tmp_path / "state") as there:
+        with trio.fail_after(60), pytest.raises(UsageError, match="neither a directory nor a regular file"):
+            await there.take(tmp_path / "x.tar")

@@ -393,3 +393,8 @@ def test_damaged_zip_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
     refused(tmp_path / "x", "damaged, or no tar")
+
+
+def test_what_became_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    refused(tmp_path / "x", "is no regular file")
