@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import bz2
 import contextlib
+import errno
 import gzip
 import lzma
 import os
@@ -41,6 +42,9 @@ DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 XATTR_PREFIX = "SCHILY.xattr."
 KEPT_XATTRS = "user."
+XATTR_MAX_BYTES = 64 << 10
+MAX_CARRIED_BYTES = 64 << 20
+"""They lie in memory."""
 ZIP_MAGIC = b"PK"
 MAGIC_BYTES = 8
 _BROKEN = (
@@ -51,8 +55,12 @@ _BROKEN = (
     lzma.LZMAError,
     ZstdError,
     EOFError,
-    # zipfile's, for a way of compressing that it does not know.
-    NotImplementedError,
+    # What the readers, and calls that set attributes, make of numbers, names and records that make no sense.
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RuntimeError,
+    struct.error,
 )
 _MAGIC = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
@@ -60,6 +68,10 @@ _MAGIC = (
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
     (b"BZh", bz2.BZ2File),
 )
+
+
+CarriedXattrs = dict[tuple[int, int], dict[bytes, bytes]]
+"""By device and inode of what has been laid out: xattrs that are not on it, but belong to it."""
 
 
 class ArchiveRefused(SessfsError):
@@ -82,12 +94,13 @@ class Attributes(NamedTuple):
     mtime_ns: int
     atime_ns: int
     owner: tuple[int, int] | None = None
-    xattrs: tuple[tuple[str, bytes], ...] = ()
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def unpack(archive: str, target: str, limits: Limits, progress: Callable[[int], None]) -> None:
-    """Lay *archive* out in the empty directory *target*; *progress* gets the bytes written so far. Raises
-    ArchiveRefused, and OSError of the disk; the caller then removes the target.
+def unpack(archive: str, target: str, limits: Limits, progress: Callable[[int], None]) -> CarriedXattrs:
+    """Lay *archive* out in the empty directory *target*; *progress* gets the bytes written so far. Returns the xattrs
+    that the filesystem there can't hold. Raises ArchiveRefused, and OSError of the disk; the caller then removes the
+    target.
     """
     with open(archive, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
         # Since it was looked at it may have become a pipe, which to open would wait for a writer.
@@ -101,6 +114,7 @@ def unpack(archive: str, target: str, limits: Limits, progress: Callable[[int], 
                 _unpack_zip(file, staging)
             else:
                 _unpack_tar(file, magic, staging)
+            staging.finish()
         except _BROKEN as exc:
             raise ArchiveRefused(
                 f"{archive} is damaged, or no tar (plain, .gz, .zst, .xz, .bz2) or zip{staging.at}: {exc}"
@@ -110,7 +124,7 @@ def unpack(archive: str, target: str, limits: Limits, progress: Callable[[int], 
             if exc.errno is not None:
                 raise
             raise ArchiveRefused(f"{archive} is damaged{staging.at}: {exc}") from exc
-        staging.finish()
+        return staging.carried
 
 
 class _Staging:
@@ -127,6 +141,9 @@ class _Staging:
         self._files: set[tuple[bytes, ...]] = set()
         self._links: set[tuple[bytes, ...]] = set()
         self._name = b""
+        self._carried_bytes = 0
+        self.carried: CarriedXattrs = {}
+        """Xattrs that the filesystem of the directory can't hold, a few KiB a file on ext4; a mount can."""
 
     @property
     def at(self) -> str:
@@ -210,7 +227,7 @@ class _Staging:
                 _write(fd, block)
                 self._written += len(block)
                 self._progress(self._written)
-            _dress(fd, attributes)
+            self._dress(fd, attributes)
         finally:
             os.close(fd)
         self._files.add(path)
@@ -223,8 +240,7 @@ class _Staging:
             raise self.refuse("is a link to nowhere")
         where = self._path(path)
         os.symlink(target, where)
-        if attributes.owner is not None:
-            os.lchown(where, *attributes.owner)
+        self._own(where, attributes)
         os.utime(where, ns=(attributes.atime_ns, attributes.mtime_ns), follow_symlinks=False)
         self._links.add(path)
 
@@ -242,26 +258,56 @@ class _Staging:
         for path in sorted(self._directories, key=len, reverse=True):
             attributes = self._directories[path]
             if attributes is not None:
+                self._name = b"/".join(path)
                 fd = os.open(self._path(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
-                    _dress(fd, attributes)
+                    self._dress(fd, attributes)
                 finally:
                     os.close(fd)
+
+    def _dress(self, fd: int, attributes: Attributes) -> None:
+        self._own(fd, attributes)
+        for name, value in attributes.xattrs:
+            self._set_xattr(fd, name, value)
+        os.fchmod(fd, attributes.mode)
+        os.utime(fd, ns=(attributes.atime_ns, attributes.mtime_ns))
+
+    def _own(self, where: int | bytes, attributes: Attributes) -> None:
+        if attributes.owner is None:
+            return
+        try:
+            os.chown(where, *attributes.owner, follow_symlinks=isinstance(where, int))
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            uid, gid = attributes.owner
+            raise self.refuse(
+                f"belongs to {uid}:{gid}, which the container that the daemon runs in does not have: run it outside"
+            ) from exc
+
+    def _set_xattr(self, fd: int, name: bytes, value: bytes) -> None:
+        is_name = len(KEPT_XATTRS) < len(name) <= NAME_MAX_BYTES and b"\0" not in name
+        if not is_name or len(value) > XATTR_MAX_BYTES:
+            raise self.refuse(f"has an xattr that no file can have, {_show(name[:NAME_MAX_BYTES])!r}")
+        try:
+            os.setxattr(fd, name, value)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.E2BIG, errno.ENOTSUP):
+                raise
+            self._carried_bytes += len(name) + len(value)
+            if self._carried_bytes > MAX_CARRIED_BYTES:
+                raise self.refuse(
+                    f"has xattrs that the disk of the state directory can't hold ({exc.strerror}), with others before "
+                    f"more than {MAX_CARRIED_BYTES} bytes: unpack it on a disk that can, and import that"
+                ) from exc
+            found = os.fstat(fd)
+            self.carried.setdefault((found.st_dev, found.st_ino), {})[name] = value
 
 
 def _write(fd: int, block: bytes) -> None:
     left = memoryview(block)
     while left:
         left = left[os.write(fd, left) :]
-
-
-def _dress(fd: int, attributes: Attributes) -> None:
-    if attributes.owner is not None:
-        os.fchown(fd, *attributes.owner)
-    for name, value in attributes.xattrs:
-        os.setxattr(fd, name, value)
-    os.fchmod(fd, attributes.mode)
-    os.utime(fd, ns=(attributes.atime_ns, attributes.mtime_ns))
 
 
 # -- tar
@@ -297,7 +343,7 @@ def _add_member(member: tarfile.TarInfo, opened: Callable[[], IO[bytes]], stagin
 def _tar_attributes(member: tarfile.TarInfo) -> Attributes:
     mtime_ns = _nanoseconds(member.pax_headers.get("mtime"), member.mtime)
     xattrs = tuple(
-        (name.removeprefix(XATTR_PREFIX), value.encode("utf-8", "surrogateescape"))
+        (os.fsencode(name.removeprefix(XATTR_PREFIX)), value.encode("utf-8", "surrogateescape"))
         for name, value in member.pax_headers.items()
         if name.startswith(XATTR_PREFIX + KEPT_XATTRS)
     )
@@ -322,7 +368,13 @@ def _nanoseconds(exact: str | None, seconds: float) -> int:
 
 
 def _unpack_zip(file: BinaryIO, staging: _Staging) -> None:
-    with zipfile.ZipFile(file) as archive:
+    try:
+        opened = zipfile.ZipFile(file)
+    except UnicodeDecodeError as exc:
+        raise ArchiveRefused(
+            f"the archive is refused: member {_show(bytes(exc.object))!r} says that its name is UTF-8, and it is not"
+        ) from exc
+    with opened as archive:
         for member in archive.infolist():
             _add_zip_member(archive, member, staging)
 

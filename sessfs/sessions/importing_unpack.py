@@ -1,12 +1,15 @@
 """Laying out an archive in a process of its own: Python's tarfile and zipfile would keep the daemon from its requests.
 
 It gets one line of JSON on its standard input, and ends when that does; it answers with lines of JSON: {"bytes": N}
-while it goes on, then {"done": true} or {"error": TEXT}.
+while it goes on, then {"xattr": [DEVICE, INODE, NAME, VALUE]} for each that is carried, and {"done": true}; or
+{"error": TEXT, "kind": KIND}.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -15,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -27,12 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
+    from sessfs.sessions.importing_archives import CarriedXattrs
+
 log = logging.getLogger(__name__)
 STAGING = "staging"
 """Below the state directory."""
 SAY_EVERY_S = 0.2
 RESERVE = DISK_RESERVE_BYTES
 NICE = 5
+FAILURES: dict[str, type[SessfsError]] = {"refused": ArchiveRefused, "full": StoreFull, "failed": LocalStoreError}
+"""By KIND."""
 
 
 def leftovers(state_dir: Path) -> list[Path]:
@@ -79,22 +86,30 @@ def clear_staging(state_dir: Path) -> None:
         (state_dir / STAGING).rmdir()
 
 
+class Unpacked(NamedTuple):
+    """What an archive holds: a directory, and the xattrs that the filesystem of it can't hold."""
+
+    directory: Path
+    xattrs: CarriedXattrs
+
+
 @contextlib.asynccontextmanager
-async def unpacked(archive: Path, state_dir: Path, progress: Callable[[int], Awaitable[None]]) -> AsyncIterator[Path]:
-    """A directory with what *archive* holds, removed at the end; *progress* gets the bytes so far. Raises
-    ArchiveRefused, LocalStoreError, and whatever *progress* does.
+async def unpacked(
+    archive: Path, state_dir: Path, progress: Callable[[int], Awaitable[None]]
+) -> AsyncIterator[Unpacked]:
+    """What *archive* holds, removed at the end; *progress* gets the bytes so far. Raises ArchiveRefused, StoreFull and
+    other LocalStoreError, and whatever *progress* does.
     """
     target = state_dir / STAGING / f"{os.getpid()}-{time.monotonic_ns()}"
     target.mkdir(mode=0o700, parents=True)
     try:
-        await _run(archive, target, progress)
-        yield target
+        yield Unpacked(target, await _run(archive, target, progress))
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(remove_unpacked, target)
 
 
-async def _run(archive: Path, target: Path, progress: Callable[[int], Awaitable[None]]) -> None:
+async def _run(archive: Path, target: Path, progress: Callable[[int], Awaitable[None]]) -> CarriedXattrs:
     disk = os.statvfs(target)
     room_bytes = max(disk.f_bavail * disk.f_frsize - RESERVE, 0)
     job = {"archive": str(archive), "target": str(target), "room_bytes": room_bytes}
@@ -108,7 +123,7 @@ async def _run(archive: Path, target: Path, progress: Callable[[int], Awaitable[
     assert process.stdout is not None
     try:
         await process.stdin.send_all(json.dumps(job).encode() + b"\n")
-        await _follow(archive, process.stdout, progress)
+        return await _follow(archive, process.stdout, progress)
     finally:
         with trio.CancelScope(shield=True):
             process.kill()
@@ -117,16 +132,23 @@ async def _run(archive: Path, target: Path, progress: Callable[[int], Awaitable[
             await process.stdout.aclose()
 
 
-async def _follow(archive: Path, lines: trio.abc.ReceiveStream, progress: Callable[[int], Awaitable[None]]) -> None:
+async def _follow(
+    archive: Path, lines: trio.abc.ReceiveStream, progress: Callable[[int], Awaitable[None]]
+) -> CarriedXattrs:
+    carried: CarriedXattrs = {}
     buffer = b""
     async for block in lines:
         *whole, buffer = (buffer + block).split(b"\n")
         for line in whole:
             said = json.loads(line)
             if "error" in said:
-                raise (ArchiveRefused if said["refused"] else StoreFull)(said["error"])
+                raise FAILURES[said["kind"]](said["error"])
             if "done" in said:
-                return
+                return carried
+            if "xattr" in said:
+                device, inode, name, value = said["xattr"]
+                carried.setdefault((device, inode), {})[base64.b64decode(name)] = base64.b64decode(value)
+                continue
             await progress(said["bytes"])
     raise LocalStoreError(f"the process that unpacks {archive} ended unexpectedly, for want of memory maybe")
 
@@ -150,14 +172,24 @@ def main() -> None:
         _say({"bytes": written})
 
     try:
-        unpack(job["archive"], job["target"], Limits(job["room_bytes"]), progress)
-    except SessfsError as exc:
-        _say({"error": str(exc), "refused": True})
-    except OSError as exc:
-        where = exc.filename if isinstance(exc.filename, str) else os.fsdecode(exc.filename or b"")
-        _say({"error": f"{job['archive']} can't be unpacked: {where} {exc.strerror}", "refused": False})
-    else:
-        _say({"done": True})
+        carried = unpack(job["archive"], job["target"], Limits(job["room_bytes"]), progress)
+    except (SessfsError, OSError) as exc:
+        _say(failure(job["archive"], exc))
+        return
+    for (device, inode), xattrs in carried.items():
+        for name, value in xattrs.items():
+            _say({"xattr": [device, inode, base64.b64encode(name).decode(), base64.b64encode(value).decode()]})
+    _say({"done": True})
+
+
+def failure(archive: str, exc: SessfsError | OSError) -> dict[str, object]:
+    """What is said of an error of `unpack`."""
+    if isinstance(exc, SessfsError):
+        return {"error": str(exc), "kind": "refused"}
+    # Of a call with a descriptor it is that number.
+    where = f"{os.fsdecode(exc.filename)}: " if isinstance(exc.filename, str | bytes) else ""
+    kind = "full" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else "failed"
+    return {"error": f"{archive} can't be unpacked: {where}{exc.strerror}", "kind": kind}
 
 
 def _say(what: dict[str, object]) -> None:

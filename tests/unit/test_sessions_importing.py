@@ -499,3 +499,23 @@ async def test_source_of_another_kind_is_refused_unopened(tmp_path: Path) -> Non
     async with place(tmp_path / "state") as there:
         with trio.fail_after(60), pytest.raises(UsageError, match="neither a directory nor a regular file"):
             await there.take(tmp_path / "x.tar")
+
+
+async def test_xattrs_that_the_disk_can_not_hold_arrive(tmp_path: Path) -> None:
+    """A mount holds 64 KiB each, ext4 about 4 of all of a file: what a mount exports it takes back."""
+    make_tree(tmp_path / "tree", 1, SMALL)
+    large = {"SCHILY.xattr.user.a": "a" * 5000, "SCHILY.xattr.user.b": "b" * 60_000, "SCHILY.xattr.user.c": "c"}
+
+    def with_xattrs(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        if member.name in ("tree/user1", "tree/user1/session/Local State"):
+            member.pax_headers = large
+        return member
+
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        file.add(tmp_path / "tree", "tree", filter=with_xattrs)
+    async with place(tmp_path / "state") as there:
+        assert outcomes(await there.take(tmp_path / "x.tar")) == {"user1": Outcome.IMPORTED}
+        for path in (b"user1", b"user1/session/Local State"):
+            found = dict(there.box.volume.inodes.iter_xattrs(there.box.get(path).ino))
+            assert found == {b"user.a": b"a" * 5000, b"user.b": b"b" * 60_000, b"user.c": b"c"}
+        assert outcomes(await there.take(tmp_path / "x.tar")) == {"user1": Outcome.THERE}

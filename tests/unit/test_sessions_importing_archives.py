@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 
+from sessfs.sessions import importing_archives
 from sessfs.sessions.importing_archives import ArchiveRefused, Limits, unpack
 from sessfs.sessions.importing_tars import read_tar
 from tests.support.profiles import describe, make_tree
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIMITS = Limits(room_bytes=1 << 30)
+setxattr = os.setxattr
 
 
 def lay_out(archive: Path, limits: Limits = LIMITS) -> Path:
@@ -398,3 +401,72 @@ def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
 def test_what_became_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x")
     refused(tmp_path / "x", "is no regular file")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mtime", "nan"), ("mtime", "inf"), ("mtime", "1e300"), ("mtime", "1e99999999"), ("uid", str(1 << 40))],
+)
+def test_attributes_without_sense_are_refused(tmp_path: Path, key: str, value: str, kind: bytes) -> None:
+    member = info("odd", kind, "target")
+    member.pax_headers = {key: value}
+    refused(tar_of(tmp_path / "x.tar", (info("ok"), b""), (member, b"")), "near 'odd'")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("user.a\0b", 1), ("user.", 1), ("user." + "x" * 251, 1), ("user.big", 65537)]
+)
+def test_xattrs_that_no_file_can_have_are_refused(tmp_path: Path, name: str, size: int) -> None:
+    member = info("odd")
+    member.pax_headers = {f"SCHILY.xattr.{name}": "x" * size}
+    refused(tar_of(tmp_path / "x.tar", (member, b"")), "member 'odd' has an xattr that no file can have")
+
+
+def with_large_xattrs(path: Path, number: int) -> Path:
+    members = []
+    for n in range(number):
+        member = info(f"f{n}")
+        member.pax_headers = {"SCHILY.xattr.user.big": f"{n}" * 5000, "SCHILY.xattr.user.small": "1"}
+        members.append((member, b""))
+    return tar_of(path, *members)
+
+
+def no_room(where: int, name: bytes, value: bytes) -> None:
+    if len(value) > 4096:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+    setxattr(where, name, value)
+
+
+def test_xattrs_that_the_disk_can_not_hold_are_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = with_large_xattrs(tmp_path / "x.tar", 2)
+    monkeypatch.setattr("os.setxattr", no_room)
+    (tmp_path / "out").mkdir()
+    carried = unpack(str(archive), str(tmp_path / "out"), LIMITS, lambda written: None)
+    found = {name: (tmp_path / "out" / name).stat() for name in ("f0", "f1")}
+    assert carried == {(at.st_dev, at.st_ino): {b"user.big": name[1:].encode() * 5000} for name, at in found.items()}
+    assert os.listxattr(tmp_path / "out/f0") == ["user.small"]
+
+
+def test_more_xattrs_than_can_be_carried_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.setxattr", no_room)
+    monkeypatch.setattr(importing_archives, "MAX_CARRIED_BYTES", 8000)
+    refused(with_large_xattrs(tmp_path / "x.tar", 2), "member 'f1' has xattrs that the disk .* can't hold .*unpack it")
+
+
+def test_owner_that_a_container_does_not_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chown(where: int | bytes, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), where)
+
+    monkeypatch.setattr("os.chown", chown)
+    member = info("f")
+    member.uid, member.gid = 70_000, 80_000
+    refused(tar_of(tmp_path / "x.tar", (member, b"")), "member 'f' belongs to 70000:80000, which the container")
+
+
+def test_zip_that_lies_about_a_name_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("f\u00e9", b"1")
+    plain = (tmp_path / "x.zip").read_bytes().replace("f\u00e9".encode(), b"f\xff\xff")
+    (tmp_path / "x.zip").write_bytes(plain)
+    refused(tmp_path / "x.zip", "member 'f.*' says that its name is UTF-8, and it is not")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
-from sessfs.sessions.importing_unpack import STAGING, clear_staging
+import pytest
+
+from sessfs.errors import LocalStoreError, SessfsError, StoreFull
+from sessfs.sessions.importing_archives import ArchiveRefused
+from sessfs.sessions.importing_unpack import FAILURES, STAGING, clear_staging, failure
 from tests.support import posix
 
 if TYPE_CHECKING:
@@ -61,3 +66,18 @@ def test_staging_that_can_not_be_cleared_is_no_error(tmp_path: Path) -> None:
     os.chown(staging / "1-2", 0, 0)
     posix.run_child(tmp_path, CLEAR)
     assert os.listdir(staging) == ["1-2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "text"),
+    [
+        (OSError(errno.ENOSPC, "No space", b"/a/f"), StoreFull, "x.tar can't be unpacked: /a/f: No space"),
+        (OSError(errno.EDQUOT, "Quota", "/a/f"), StoreFull, "x.tar can't be unpacked: /a/f: Quota"),
+        (OSError(errno.EIO, "Input/output error"), LocalStoreError, "x.tar can't be unpacked: Input/output error"),
+        (OSError(errno.EPERM, "Not permitted", 3), LocalStoreError, "x.tar can't be unpacked: Not permitted"),
+        (ArchiveRefused("is no archive"), ArchiveRefused, "is no archive"),
+    ],
+)
+def test_failures_are_told_apart(error: OSError | SessfsError, kind: type[SessfsError], text: str) -> None:
+    said = failure("x.tar", error)
+    assert (FAILURES[str(said["kind"])], said["error"]) == (kind, text)
