@@ -4,6 +4,7 @@ bounds. A member that breaks a rule refuses the whole archive, by name. Synchron
 
 from __future__ import annotations
 
+import base64
 import bz2
 import contextlib
 import errno
@@ -18,6 +19,7 @@ import zlib
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from urllib.parse import unquote_to_bytes
 
 from sessfs.errors import SessfsError
 from sessfs.format.opening import ZstdError, open_zstd
@@ -41,7 +43,9 @@ ENCRYPTED = 0x1
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 XATTR_PREFIX = "SCHILY.xattr."
-KEPT_XATTRS = "user."
+LIBARCHIVE_XATTR_PREFIX = "LIBARCHIVE.xattr."
+"""The name is quoted as in a URL then, and the value is in base64."""
+KEPT_XATTRS = b"user."
 XATTR_MAX_BYTES = 64 << 10
 MAX_CARRIED_BYTES = 64 << 20
 """They lie in memory."""
@@ -342,18 +346,32 @@ def _add_member(member: tarfile.TarInfo, opened: Callable[[], IO[bytes]], stagin
 
 def _tar_attributes(member: tarfile.TarInfo) -> Attributes:
     mtime_ns = _nanoseconds(member.pax_headers.get("mtime"), member.mtime)
-    xattrs = tuple(
-        (os.fsencode(name.removeprefix(XATTR_PREFIX)), value.encode("utf-8", "surrogateescape"))
-        for name, value in member.pax_headers.items()
-        if name.startswith(XATTR_PREFIX + KEPT_XATTRS)
-    )
     return Attributes(
         member.mode & 0o777,
         mtime_ns,
         _nanoseconds(member.pax_headers.get("atime"), mtime_ns / 1e9) if "atime" in member.pax_headers else mtime_ns,
         (member.uid, member.gid) if os.geteuid() == 0 else None,
-        xattrs,
+        tuple(_tar_xattrs(member).items()),
     )
+
+
+def _tar_xattrs(member: tarfile.TarInfo) -> dict[bytes, bytes]:
+    """Those that are kept, by name. bsdtar writes each in both ways, sessfs what GNU tar can't read in libarchive's."""
+    xattrs = {}
+    for key, value in member.pax_headers.items():
+        if key.startswith(XATTR_PREFIX):
+            xattrs[_pax_bytes(key.removeprefix(XATTR_PREFIX))] = _pax_bytes(value)
+        elif key.startswith(LIBARCHIVE_XATTR_PREFIX):
+            # libarchive leaves out the padding of base64.
+            packed = _pax_bytes(value).rstrip(b"=")
+            name = unquote_to_bytes(_pax_bytes(key.removeprefix(LIBARCHIVE_XATTR_PREFIX)))
+            xattrs[name] = base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+    return {name: value for name, value in xattrs.items() if name.startswith(KEPT_XATTRS)}
+
+
+def _pax_bytes(text: str) -> bytes:
+    """As it stands in the archive."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _nanoseconds(exact: str | None, seconds: float) -> int:

@@ -19,8 +19,10 @@ import pytest
 import zstandard
 
 from sessfs.sessions import importing_archives
+from sessfs.sessions.exporting import export_tree, guess_format
 from sessfs.sessions.importing_archives import ArchiveRefused, Limits, unpack
 from sessfs.sessions.importing_tars import read_tar
+from sessfs.sessions.trees import DirectoryTree
 from tests.support.profiles import describe, make_tree
 
 if TYPE_CHECKING:
@@ -421,6 +423,38 @@ def test_xattrs_that_no_file_can_have_are_refused(tmp_path: Path, name: str, siz
     member = info("odd")
     member.pax_headers = {f"SCHILY.xattr.{name}": "x" * size}
     refused(tar_of(tmp_path / "x.tar", (member, b"")), "member 'odd' has an xattr that no file can have")
+
+
+ODD_XATTRS = {b"user.a=b": b"\0\xff=", b"user.\xff\xfe%": b"", b"user.plain": b"\xff\n", b"user.%41": b"1"}
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.zst"])
+def test_xattrs_of_any_name_that_an_export_wrote_come_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / "source/d").mkdir(parents=True)
+    (tmp_path / "source/f").touch()
+    for path in (tmp_path / "source/d", tmp_path / "source/f"):
+        for key, value in ODD_XATTRS.items():
+            os.setxattr(path, key, value)
+    tree = DirectoryTree(os.fsencode(tmp_path / "source"))
+    export_tree(tree, tmp_path / name, guess_format(tmp_path / name), syncfs=lambda fd: None)
+    tree.close()
+    out = lay_out(tmp_path / name)
+    for path in (out / "d", out / "f"):
+        assert {os.fsencode(key): os.getxattr(path, key) for key in os.listxattr(path)} == ODD_XATTRS
+
+
+def test_xattrs_as_libarchive_writes_them_come_out(tmp_path: Path) -> None:
+    member = info("f")
+    member.pax_headers = {"LIBARCHIVE.xattr.user.a%3Db": "eA", "LIBARCHIVE.xattr.security.x": "eA"}
+    out = lay_out(tar_of(tmp_path / "x.tar", (member, b"")))
+    assert {key: os.getxattr(out / "f", key) for key in os.listxattr(out / "f")} == {"user.a=b": b"x"}
+
+
+@pytest.mark.parametrize("value", ["e", "e\udcff==", "{}"])
+def test_xattrs_in_no_base64_are_refused(tmp_path: Path, value: str) -> None:
+    plain = pax_records(("LIBARCHIVE.xattr.user.a", value.encode("utf-8", "surrogateescape")))
+    archive = with_headers(tmp_path / "x.tar.zst", [(tarfile.XHDTYPE, plain)])
+    refused(archive, "near 'f'")
 
 
 def with_large_xattrs(path: Path, number: int) -> Path:
