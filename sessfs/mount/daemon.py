@@ -8,6 +8,7 @@ ends when the kernel lets go of it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -77,6 +78,16 @@ def escape_option(value: str) -> str:
     return value.replace("\\", "\\\\").replace(",", "\\,")
 
 
+def disk_use_bytes(directory: Path) -> int:
+    """What the files in it take. What this process can't look at, as in what an import has left, counts for nothing."""
+    used = 0
+    for path, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):
+                used += os.lstat(os.path.join(path, name)).st_blocks * 512
+    return used
+
+
 class Features(pyfuse3.Operations):
     """What pyfuse3 is to ask the kernel for; its handlers are not used."""
 
@@ -117,8 +128,8 @@ class Daemon:
     def _bound(self) -> int:
         state = self._settings.state_dir
         disk = os.statvfs(state)
-        used = sum(f.stat().st_blocks * 512 for f in state.rglob("*") if f.is_file())
-        return cache_bound_bytes(self._settings, free_bytes=disk.f_bavail * disk.f_frsize, used_bytes=used)
+        free_bytes = disk.f_bavail * disk.f_frsize
+        return cache_bound_bytes(self._settings, free_bytes=free_bytes, used_bytes=disk_use_bytes(state))
 
     def _hooks(self) -> RemoteHooks | None:
         repository = self._repository
@@ -153,7 +164,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._volume.run)
                 nursery.start_soon(self._policies.run)
-                nursery.start_soon(self._imports.clear)
+                await nursery.start(self._imports.clear)
                 self._lives.start(nursery)
                 if self._remote is not None:
                     nursery.start_soon(self._remote.run)

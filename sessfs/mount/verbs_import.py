@@ -12,8 +12,9 @@ import trio
 
 from sessfs.errors import NoRights, UsageError
 from sessfs.sessions.importing import Importer
+from sessfs.sessions.importing_layout import check_kind
 from sessfs.sessions.importing_report import GROUP_BYTES, ImportOptions
-from sessfs.sessions.importing_unpack import clear_staging
+from sessfs.sessions.importing_unpack import leftovers, remove_unpacked
 
 if TYPE_CHECKING:
     from sessfs.config import Settings
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
 
 
 class ImportVerbs:
-    """`import`: the daemon reads the source itself, so it must see what the caller sees. What an import that was killed
-    has left is removed before the first.
-    """
+    """`import`: the daemon reads the source itself, so it must see what the caller sees."""
 
     def __init__(self, volume: Volume, home: Home, settings: Settings) -> None:
         self._settings = settings
@@ -37,9 +36,15 @@ class ImportVerbs:
         """By name."""
         return {"import": self._import}
 
-    async def clear(self) -> None:
-        """At the start of the daemon: remove what an import that was killed had unpacked."""
-        await trio.to_thread.run_sync(clear_staging, self._settings.state_dir)
+    async def clear(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Remove what imports that were killed had unpacked. It is known what that is once this has started: only then
+        may the verb be served.
+        """
+        left = await trio.to_thread.run_sync(leftovers, self._settings.state_dir)
+        task_status.started()
+        for tree in left:
+            # Nobody waits for this at the end of the daemon: the next one goes on.
+            await trio.to_thread.run_sync(remove_unpacked, tree, abandon_on_cancel=True)
 
     async def _import(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         source = Path(params["source"])
@@ -67,8 +72,9 @@ class ImportVerbs:
                 raise UsageError(f"{source} lies in {what} itself: import from outside of it")
         try:
             found = source.stat()
-            with os.scandir(source) if source.is_dir() else source.open("rb"):
-                pass
+            check_kind(str(source), found)
+            # It may have become a pipe since: nothing could end a thread that waits for one.
+            os.close(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         except OSError as exc:
             raise NoRights(
                 f"the daemon (pid {os.getpid()}) can't read {source}: {exc.strerror}. It must run as a user who may, "

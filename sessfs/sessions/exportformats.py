@@ -140,7 +140,6 @@ class DirectoryWriter:
         if self._is_root:
             os.chown(path, node.uid, node.gid, follow_symlinks=False)
         if not node.is_symlink:
-            os.chmod(path, stat.S_IMODE(node.mode))
             for name, value in node.xattrs.items():
                 try:
                     os.setxattr(path, name, value)
@@ -148,6 +147,8 @@ class DirectoryWriter:
                     if exc.errno not in (errno.ENOTSUP, errno.ENOSPC, errno.E2BIG):
                         raise
                     self.notes["an xattr was lost: the filesystem there can't hold it"] += 1
+            # Last: who is not root can set no xattr on what it may not write.
+            os.chmod(path, stat.S_IMODE(node.mode))
         os.utime(path, ns=(node.atime_ns, node.mtime_ns), follow_symlinks=False)
 
     def link(self, node: TreeNode, first: TreeNode) -> bool:

@@ -17,7 +17,7 @@ import trio
 from sessfs.errors import PosixError, UsageError
 from sessfs.sessions.importing_existing import first_difference
 from sessfs.sessions.importing_holders import Holder, find_holders
-from sessfs.sessions.importing_layout import label_of, recognise, recognise_archive
+from sessfs.sessions.importing_layout import check_kind, label_of, recognise, recognise_archive
 from sessfs.sessions.importing_report import (
     ImportOptions,
     ImportProgress,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sessfs.format.manifest import Manifest
+    from sessfs.sessions.importing_archives import CarriedXattrs
     from sessfs.sessions.importing_layout import Layout, SessionSource
     from sessfs.types import Ino
     from sessfs.vfs.volume import Volume
@@ -94,25 +95,31 @@ class Importer:
 
     async def _take(self, source: Path, options: ImportOptions, say: Say) -> ImportReport:
         label, parent = label_of(str(source)), os.fsencode(source.parent.name)
-        if await trio.to_thread.run_sync(source.is_dir):
+        if await trio.to_thread.run_sync(_is_directory, source):
             root = os.fsencode(source)
             layout = await trio.to_thread.run_sync(lambda: recognise(root, label, options.as_name, parent_label=parent))
-            return await self._import(layout, options, say, lambda path: path.decode(errors="replace"), source)
+            return await self._import(layout, options, say, lambda path: path.decode(errors="replace"), source, {})
 
         async def unpacking(written: int) -> None:
             await say(ImportProgress("unpacking", "", written, 0))
 
-        async with unpacked(source, self._volume.state.path, unpacking) as staging:
+        async with unpacked(source, self._volume.state.path, unpacking) as (staging, xattrs):
             root = os.fsencode(staging)
 
             def show(path: bytes) -> str:
                 return path.decode(errors="replace").replace(f"{staging}/", f"{source}:")
 
             layout = await trio.to_thread.run_sync(lambda: recognise_archive(root, label, options.as_name))
-            return await self._import(layout, options, say, show, None)
+            return await self._import(layout, options, say, show, None, xattrs)
 
     async def _import(
-        self, layout: Layout, options: ImportOptions, say: Say, show: Callable[[bytes], str], source: Path | None
+        self,
+        layout: Layout,
+        options: ImportOptions,
+        say: Say,
+        show: Callable[[bytes], str],
+        source: Path | None,
+        xattrs: CarriedXattrs,
     ) -> ImportReport:
         holders = {}
         if source is not None:
@@ -121,7 +128,7 @@ class Importer:
         total_bytes = await trio.to_thread.run_sync(
             lambda: sum(_size_of(session.directory) for session in layout.sessions)
         )
-        run = _Run(self._volume, self._home, options, say, show, total_bytes, self._clock_ns, self._crash_point)
+        run = _Run(self._volume, self._home, options, say, show, total_bytes, xattrs, self._clock_ns, self._crash_point)
         run.report.kind, run.report.data_path = layout.kind, layout.data_path
         run.report.left_out = [f"{show(item.path)}: {item.reason}" for item in layout.left_out]
         await run.take_all(layout.sessions, holders)
@@ -139,6 +146,7 @@ class _Run:
         say: Say,
         show: Callable[[bytes], str],
         total_bytes: int,
+        xattrs: CarriedXattrs,
         clock_ns: Callable[[], int],
         crash_point: Callable[[str], None],
     ) -> None:
@@ -147,6 +155,7 @@ class _Run:
         self._options = options
         self._say = say
         self._show = show
+        self._xattrs = xattrs
         self._clock_ns = clock_ns
         self._crash_point = crash_point
         self._done_bytes = 0
@@ -200,7 +209,9 @@ class _Run:
 
     async def _scan(self, session: SessionSource) -> Scan:
         now_ns, skip_unsafe = self._clock_ns(), self._options.skip_unsafe
-        return await trio.to_thread.run_sync(lambda: scan(session, self._owner, now_ns, skip_unsafe=skip_unsafe))
+        return await trio.to_thread.run_sync(
+            lambda: scan(session, self._owner, now_ns, skip_unsafe=skip_unsafe, carried=self._xattrs)
+        )
 
     async def _is_there(self, job: Job) -> bool:
         """True when the mount has this very session. Raises Refused when its name stands for another."""
@@ -261,6 +272,16 @@ class _Run:
     async def _advance(self, stage: str, job: Job, size_bytes: int) -> None:
         self._done_bytes += size_bytes
         await self._say(ImportProgress(stage, job.report.name, self._done_bytes, self._total_bytes))
+
+
+def _is_directory(source: Path) -> bool:
+    """False for a regular file. Raises UsageError for anything else."""
+    try:
+        found = source.stat()
+    except OSError as exc:
+        raise UsageError(f"{source} can't be read: {exc.strerror}") from exc
+    check_kind(str(source), found)
+    return stat.S_ISDIR(found.st_mode)
 
 
 def _size_of(directory: bytes) -> int:

@@ -4,8 +4,10 @@ bounds. A member that breaks a rule refuses the whole archive, by name. Synchron
 
 from __future__ import annotations
 
+import base64
 import bz2
 import contextlib
+import errno
 import gzip
 import lzma
 import os
@@ -17,16 +19,17 @@ import zlib
 from datetime import UTC, datetime
 from decimal import Decimal, DecimalException
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
+from urllib.parse import unquote_to_bytes
 
 from sessfs.errors import SessfsError
 from sessfs.format.opening import ZstdError, open_zstd
+from sessfs.sessions.importing_tars import COPY_BYTES, read_tar
 from sessfs.types import TIME_MAX_NS, TIME_MIN_NS, clamp_time_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import IO
 
-COPY_BYTES = 1 << 20
 MAX_MEMBERS = 2_000_000
 MAX_RATIO = 250
 """An archive may become so many times its size, which copies of one profile compressed together do not reach ..."""
@@ -41,7 +44,12 @@ ENCRYPTED = 0x1
 DIRECTORY_MODE = 0o700
 FILE_MODE = 0o600
 XATTR_PREFIX = "SCHILY.xattr."
-KEPT_XATTRS = "user."
+LIBARCHIVE_XATTR_PREFIX = "LIBARCHIVE.xattr."
+"""The name is quoted as in a URL then, and the value is in base64."""
+KEPT_XATTRS = b"user."
+XATTR_MAX_BYTES = 64 << 10
+MAX_CARRIED_BYTES = 64 << 20
+"""They lie in memory."""
 ZIP_MAGIC = b"PK"
 MAGIC_BYTES = 8
 _BROKEN = (
@@ -52,8 +60,12 @@ _BROKEN = (
     lzma.LZMAError,
     ZstdError,
     EOFError,
-    # zipfile's, for a way of compressing that it does not know.
-    NotImplementedError,
+    # What the readers, and calls that set attributes, make of numbers, names and records that make no sense.
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    RuntimeError,
+    struct.error,
 )
 _MAGIC = (
     (b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
@@ -61,6 +73,10 @@ _MAGIC = (
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
     (b"BZh", bz2.BZ2File),
 )
+
+
+CarriedXattrs = dict[tuple[int, int], dict[bytes, bytes]]
+"""By device and inode of what has been laid out: xattrs that are not on it, but belong to it."""
 
 
 class ArchiveRefused(SessfsError):
@@ -83,14 +99,18 @@ class Attributes(NamedTuple):
     mtime_ns: int
     atime_ns: int
     owner: tuple[int, int] | None = None
-    xattrs: tuple[tuple[str, bytes], ...] = ()
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
 
 
-def unpack(archive: str, target: str, limits: Limits, progress: Callable[[int], None]) -> None:
-    """Lay *archive* out in the empty directory *target*; *progress* gets the bytes written so far. Raises
-    ArchiveRefused, and OSError of the disk; the caller then removes the target.
+def unpack(archive: str, target: str, limits: Limits, progress: Callable[[int], None]) -> CarriedXattrs:
+    """Lay *archive* out in the empty directory *target*; *progress* gets the bytes written so far. Returns the xattrs
+    that the filesystem there can't hold. Raises ArchiveRefused, and OSError of the disk; the caller then removes the
+    target.
     """
-    with open(archive, "rb") as file:
+    with open(archive, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as file:
+        # Since it was looked at it may have become a pipe, which to open would wait for a writer.
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ArchiveRefused(f"{archive} is no regular file")
         staging = _Staging(target, os.fstat(file.fileno()).st_size, limits, progress)
         try:
             magic = file.read(MAGIC_BYTES)
@@ -99,6 +119,7 @@ def unpack(archive: str, target: str, limits: Limits, progress: Callable[[int], 
                 _unpack_zip(file, staging)
             else:
                 _unpack_tar(file, magic, staging)
+            staging.finish()
         except _BROKEN as exc:
             raise ArchiveRefused(
                 f"{archive} is damaged, or no tar (plain, .gz, .zst, .xz, .bz2) or zip{staging.at}: {exc}"
@@ -108,7 +129,7 @@ def unpack(archive: str, target: str, limits: Limits, progress: Callable[[int], 
             if exc.errno is not None:
                 raise
             raise ArchiveRefused(f"{archive} is damaged{staging.at}: {exc}") from exc
-        staging.finish()
+        return staging.carried
 
 
 class _Staging:
@@ -125,6 +146,9 @@ class _Staging:
         self._files: set[tuple[bytes, ...]] = set()
         self._links: set[tuple[bytes, ...]] = set()
         self._name = b""
+        self._carried_bytes = 0
+        self.carried: CarriedXattrs = {}
+        """Xattrs that the filesystem of the directory can't hold, a few KiB a file on ext4; a mount can."""
 
     @property
     def at(self) -> str:
@@ -159,6 +183,14 @@ class _Staging:
             )
         if size > self._limits.room_bytes:
             raise self.refuse(f"makes it {size} bytes, and there is room for {self._limits.room_bytes}")
+
+    def count_read(self, n_bytes: int) -> None:
+        """So much of a tar was read, headers included. Raises ArchiveRefused when it is too much."""
+        if n_bytes > self._bound:
+            raise ArchiveRefused(
+                f"the archive is refused: it becomes more than {self._limits.ratio} times its size{self.at}: "
+                "it may be a bomb"
+            )
 
     def _make_parents(self, path: tuple[bytes, ...]) -> None:
         for depth in range(1, len(path)):
@@ -200,7 +232,7 @@ class _Staging:
                 _write(fd, block)
                 self._written += len(block)
                 self._progress(self._written)
-            _dress(fd, attributes)
+            self._dress(fd, attributes)
         finally:
             os.close(fd)
         self._files.add(path)
@@ -213,8 +245,7 @@ class _Staging:
             raise self.refuse("is a link to nowhere")
         where = self._path(path)
         os.symlink(target, where)
-        if attributes.owner is not None:
-            os.lchown(where, *attributes.owner)
+        self._own(where, attributes)
         os.utime(where, ns=(attributes.atime_ns, attributes.mtime_ns), follow_symlinks=False)
         self._links.add(path)
 
@@ -232,11 +263,50 @@ class _Staging:
         for path in sorted(self._directories, key=len, reverse=True):
             attributes = self._directories[path]
             if attributes is not None:
+                self._name = b"/".join(path)
                 fd = os.open(self._path(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
-                    _dress(fd, attributes)
+                    self._dress(fd, attributes)
                 finally:
                     os.close(fd)
+
+    def _dress(self, fd: int, attributes: Attributes) -> None:
+        self._own(fd, attributes)
+        for name, value in attributes.xattrs:
+            self._set_xattr(fd, name, value)
+        os.fchmod(fd, attributes.mode)
+        os.utime(fd, ns=(attributes.atime_ns, attributes.mtime_ns))
+
+    def _own(self, where: int | bytes, attributes: Attributes) -> None:
+        if attributes.owner is None:
+            return
+        try:
+            os.chown(where, *attributes.owner, follow_symlinks=isinstance(where, int))
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            uid, gid = attributes.owner
+            raise self.refuse(
+                f"belongs to {uid}:{gid}, which the container that the daemon runs in does not have: run it outside"
+            ) from exc
+
+    def _set_xattr(self, fd: int, name: bytes, value: bytes) -> None:
+        is_name = len(KEPT_XATTRS) < len(name) <= NAME_MAX_BYTES and b"\0" not in name
+        if not is_name or len(value) > XATTR_MAX_BYTES:
+            raise self.refuse(f"has an xattr that no file can have, {_show(name[:NAME_MAX_BYTES])!r}")
+        try:
+            os.setxattr(fd, name, value)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.E2BIG, errno.ENOTSUP):
+                raise
+            self._carried_bytes += len(name) + len(value)
+            if self._carried_bytes > MAX_CARRIED_BYTES:
+                raise self.refuse(
+                    f"has xattrs that the disk of the state directory can't hold ({exc.strerror}), with others before "
+                    f"more than {MAX_CARRIED_BYTES} bytes: unpack it on a disk that can, and import that"
+                ) from exc
+            found = os.fstat(fd)
+            self.carried.setdefault((found.st_dev, found.st_ino), {})[name] = value
 
 
 def _write(fd: int, block: bytes) -> None:
@@ -245,28 +315,16 @@ def _write(fd: int, block: bytes) -> None:
         left = left[os.write(fd, left) :]
 
 
-def _dress(fd: int, attributes: Attributes) -> None:
-    if attributes.owner is not None:
-        os.fchown(fd, *attributes.owner)
-    for name, value in attributes.xattrs:
-        os.setxattr(fd, name, value)
-    os.fchmod(fd, attributes.mode)
-    os.utime(fd, ns=(attributes.atime_ns, attributes.mtime_ns))
-
-
 # -- tar
 
 
 def _unpack_tar(file: BinaryIO, magic: bytes, staging: _Staging) -> None:
     stream = next((opener(file) for start, opener in _MAGIC if magic.startswith(start)), file)
-    with tarfile.open(
-        fileobj=cast("BinaryIO", stream), mode="r|", encoding="utf-8", errors="surrogateescape"
-    ) as archive:
-        for member in archive:
-            _add_member(archive, member, staging)
+    for member, opened in read_tar(cast("IO[bytes]", stream), staging.count_read):
+        _add_member(member, opened, staging)
 
 
-def _add_member(archive: tarfile.TarFile, member: tarfile.TarInfo, staging: _Staging) -> None:
+def _add_member(member: tarfile.TarInfo, opened: Callable[[], IO[bytes]], staging: _Staging) -> None:
     path = staging.begin(os.fsencode(member.name), member.size if member.isreg() else 0)
     attributes = _tar_attributes(member)
     if member.isdir():
@@ -281,27 +339,40 @@ def _add_member(archive: tarfile.TarFile, member: tarfile.TarInfo, staging: _Sta
             raise staging.refuse(f"is a hard link to {_show(linkname)!r}, outside of the archive")
         staging.add_hardlink(path, target)
     elif member.isreg():
-        content = archive.extractfile(member)
-        assert content is not None
-        staging.add_file(path, content, attributes)
+        with opened() as content:
+            staging.add_file(path, content, attributes)
     else:
         raise staging.refuse("is a device, a named pipe, or of an unknown kind")
 
 
 def _tar_attributes(member: tarfile.TarInfo) -> Attributes:
     mtime_ns = _nanoseconds(member.pax_headers.get("mtime"), member.mtime)
-    xattrs = tuple(
-        (name.removeprefix(XATTR_PREFIX), value.encode("utf-8", "surrogateescape"))
-        for name, value in member.pax_headers.items()
-        if name.startswith(XATTR_PREFIX + KEPT_XATTRS)
-    )
     return Attributes(
         member.mode & 0o777,
         mtime_ns,
         _nanoseconds(member.pax_headers.get("atime"), mtime_ns / 1e9) if "atime" in member.pax_headers else mtime_ns,
         (member.uid, member.gid) if os.geteuid() == 0 else None,
-        xattrs,
+        tuple(_tar_xattrs(member).items()),
     )
+
+
+def _tar_xattrs(member: tarfile.TarInfo) -> dict[bytes, bytes]:
+    """Those that are kept, by name. bsdtar writes each in both ways, sessfs what GNU tar can't read in libarchive's."""
+    xattrs = {}
+    for key, value in member.pax_headers.items():
+        if key.startswith(XATTR_PREFIX):
+            xattrs[_pax_bytes(key.removeprefix(XATTR_PREFIX))] = _pax_bytes(value)
+        elif key.startswith(LIBARCHIVE_XATTR_PREFIX):
+            # libarchive leaves out the padding of base64.
+            packed = _pax_bytes(value).rstrip(b"=")
+            name = unquote_to_bytes(_pax_bytes(key.removeprefix(LIBARCHIVE_XATTR_PREFIX)))
+            xattrs[name] = base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
+    return {name: value for name, value in xattrs.items() if name.startswith(KEPT_XATTRS)}
+
+
+def _pax_bytes(text: str) -> bytes:
+    """As it stands in the archive."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _nanoseconds(exact: str | None, seconds: float) -> int:
@@ -319,7 +390,13 @@ def _nanoseconds(exact: str | None, seconds: float) -> int:
 
 
 def _unpack_zip(file: BinaryIO, staging: _Staging) -> None:
-    with zipfile.ZipFile(file) as archive:
+    try:
+        opened = zipfile.ZipFile(file)
+    except UnicodeDecodeError as exc:
+        raise ArchiveRefused(
+            f"the archive is refused: member {_show(bytes(exc.object))!r} says that its name is UTF-8, and it is not"
+        ) from exc
+    with opened as archive:
         for member in archive.infolist():
             _add_zip_member(archive, member, staging)
 

@@ -42,6 +42,14 @@ class Layout(NamedTuple):
     data_path: str
 
 
+def check_kind(path: str, found: os.stat_result) -> None:
+    """Raises UsageError unless a source of this status (links followed) is a directory or a regular file: to open
+    anything else may wait for ever.
+    """
+    if not stat.S_ISDIR(found.st_mode) and not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"{path} is neither a directory nor a regular file: give a tree of sessions, a tar or a zip")
+
+
 def label_of(path: str) -> bytes:
     """What a source is called: its last name, without the ending of an archive."""
     return os.fsencode(_ENDINGS.sub("", os.path.basename(path)))

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,9 @@ from sessfs.format.manifest import MANIFEST_VERSION, Manifest, NameRecord, NodeR
 from sessfs.sessions.importing_layout import LeftOut, SessionSource
 from sessfs.types import clamp_time_ns
 from sessfs.vfs.sealjobs import SourceStamp
+
+if TYPE_CHECKING:
+    from sessfs.sessions.importing_archives import CarriedXattrs
 
 MAX_DEPTH = 200
 MAX_LINKS = 40
@@ -86,19 +89,35 @@ class Scan:
         )
 
 
-def scan(source: SessionSource, owner: tuple[int, int] | None, now_ns: int, *, skip_unsafe: bool) -> Scan:
+def scan(
+    source: SessionSource,
+    owner: tuple[int, int] | None,
+    now_ns: int,
+    *,
+    skip_unsafe: bool,
+    carried: CarriedXattrs | None = None,
+) -> Scan:
     """Look at the session. Everything belongs to *owner* (uid, gid), or, without, to whom it belongs now. Links that
-    lead out of the session, and devices and pipes, are faults, or left out with *skip_unsafe*.
+    lead out of the session, and devices and pipes, are faults, or left out with *skip_unsafe*. *carried* are
+    xattrs that are not there, but count as if.
     """
-    return _Scanner(source, owner, now_ns, skip_unsafe).run()
+    return _Scanner(source, owner, now_ns, skip_unsafe, carried or {}).run()
 
 
 class _Scanner:
-    def __init__(self, source: SessionSource, owner: tuple[int, int] | None, now_ns: int, skip_unsafe: bool) -> None:
+    def __init__(
+        self,
+        source: SessionSource,
+        owner: tuple[int, int] | None,
+        now_ns: int,
+        skip_unsafe: bool,
+        carried: CarriedXattrs,
+    ) -> None:
         self._scan = Scan(source)
         self._owner = owner
         self._now_ns = now_ns
         self._skip_unsafe = skip_unsafe
+        self._carried = carried
         self._numbers: dict[tuple[int, int], int] = {}
         self._next = ROOT + 1
 
@@ -116,7 +135,7 @@ class _Scanner:
                 self._add_node(parent, found, None, {})
                 self._scan.names.append(NameRecord(parent, name, self._next))
                 parent, self._next = self._next, self._next + 1
-            self._add_node(parent, found, None, self._xattrs(fd, b"."))
+            self._add_node(parent, found, None, self._xattrs(fd, b".", found))
             self._scan.seen.append((source.prefix, SourceStamp.of(found)))
             self._walk(fd, source.directory, parent, source.prefix, PathClass.TRAVELS)
         finally:
@@ -165,7 +184,7 @@ class _Scanner:
             self._next += 1
             self._numbers[key] = number
             target = os.readlink(name, dir_fd=fd) if kind == stat.S_IFLNK else None
-            self._add_node(number, found, target, self._xattrs(fd, name) if kind != stat.S_IFLNK else {})
+            self._add_node(number, found, target, self._xattrs(fd, name, found) if kind != stat.S_IFLNK else {})
             if kind == stat.S_IFREG and found.st_size:
                 self._scan.files.append(ScannedFile(number, here, SourceStamp.of(found)))
         target = self._scan.nodes[number].target
@@ -185,17 +204,18 @@ class _Scanner:
         else:
             self._scan.faults.append(f"{_show(here)} is {what} (--skip-unsafe leaves it out)")
 
-    def _xattrs(self, fd: int, name: bytes) -> dict[bytes, bytes]:
+    def _xattrs(self, fd: int, name: bytes, found: os.stat_result) -> dict[bytes, bytes]:
+        carried = self._carried.get((found.st_dev, found.st_ino), {})
         path = b"/proc/self/fd/%d/%s" % (fd, name)
         try:
-            return {
+            return carried | {
                 os.fsencode(key): os.getxattr(path, key, follow_symlinks=False)
                 for key in os.listxattr(path, follow_symlinks=False)
                 if key.startswith(KEPT_XATTRS)
             }
         except OSError as exc:
             if exc.errno in (errno.EOPNOTSUPP, errno.ENODATA):
-                return {}
+                return carried
             raise
 
     def _add_node(self, number: int, found: os.stat_result, target: bytes | None, xattrs: dict[bytes, bytes]) -> None:

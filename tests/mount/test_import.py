@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support import posix
 from tests.support.imports import MANY, SESSIONS, begin, outcomes, run_import, wait_for_sessions, with_copies
 from tests.support.mounted import Mounted
 from tests.support.profiles import Shape, describe, make_profile, make_tree
@@ -112,6 +114,14 @@ def test_source_inside_of_the_mount_or_its_state_is_refused(mount: Mounted, insi
     assert "import from outside of it" in done.stderr
 
 
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR])
+def test_source_of_another_kind_is_refused_unopened(mount: Mounted, tmp_path: Path, kind: int) -> None:
+    os.mknod(tmp_path / "x.tar", kind | 0o600, os.makedev(1, 5))
+    done = mount.sessfs("import", str(tmp_path / "x.tar"), str(mount.path), check=False, timeout_s=30)
+    assert done.returncode == 2
+    assert f"{tmp_path}/x.tar is neither a directory nor a regular file" in done.stderr
+
+
 def test_source_that_only_the_caller_sees_is_refused(mount: Mounted, tmp_path: Path) -> None:
     make_tree(tmp_path / "tree", 1, SHAPE)
     (tmp_path / "over").mkdir()
@@ -139,6 +149,21 @@ def test_archive_that_attacks_is_refused_whole(mount: Mounted, tmp_path: Path) -
     assert "member 'tree/../../../evil' leads out of the archive's folder" in done.stderr
     assert os.listdir(mount.path) == []
     assert os.listdir(mount.state / "staging") == []
+
+
+def test_what_a_killed_import_left_is_removed_beside_the_next(mount: Mounted, tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree", 1, SHAPE)
+    shutil.make_archive(str(tmp_path / "x"), "tar", tmp_path / "tree")
+    mount.umount()
+    left = mount.state / "staging/1-1"
+    for number in range(100):
+        (left / str(number)).mkdir(parents=True)
+        for name in range(500):
+            (left / str(number) / str(name)).touch()
+    mount.mount()
+    assert outcomes(run_import(mount, tmp_path / "x.tar")) == {"user1": "imported"}
+    assert posix.eventually(lambda: os.listdir(mount.state / "staging") == [], 60)
+    assert (mount.path / "user1/session/Local State").read_bytes()
 
 
 def test_daemon_killed_in_the_middle_leaves_whole_sessions_and_goes_on(

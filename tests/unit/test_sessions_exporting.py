@@ -16,7 +16,7 @@ from sessfs.errors import SessfsError, UsageError
 from sessfs.mount import syscalls
 from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep, export_tree, guess_format
 from sessfs.sessions.trees import DirectoryTree, TreeNode
-from tests.support import trees
+from tests.support import posix, trees
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +52,29 @@ def test_directory_has_everything(source: Path, tmp_path: Path) -> None:
     assert not report.notes
     assert report.format == "dir"
     assert report.files + report.directories == len(trees.look(source))
+
+
+EXPORT = """
+from pathlib import Path
+from sessfs.mount import syscalls
+from sessfs.sessions.exporting import ExportFormat, export_tree
+from sessfs.sessions.trees import DirectoryTree
+become(65534, 65534)
+tree = DirectoryTree(b"source")
+say(export_tree(tree, Path("out"), ExportFormat.DIR, syncfs=syscalls.syncfs).notes)
+"""
+
+
+def test_directory_has_xattrs_of_what_is_read_only_without_root(tmp_path: Path) -> None:
+    (tmp_path / "source/closed").mkdir(parents=True)
+    (tmp_path / "source/f").touch()
+    for path, mode in ((tmp_path, 0o755), (tmp_path / "source/closed", 0o555), (tmp_path / "source/f", 0o444)):
+        os.setxattr(path, "user.x", b"1")
+        os.chown(path, 65534, 65534)
+        path.chmod(mode)
+    os.chown(tmp_path / "source", 65534, 65534)
+    assert posix.run_child(tmp_path, EXPORT) == []
+    assert trees.look(tmp_path / "out") == trees.look(tmp_path / "source")
 
 
 def test_directory_keeps_holes(source: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from sessfs.sessions import importing_storing
 from sessfs.sessions.importing import Importer
 from sessfs.sessions.importing_archives import ArchiveRefused
 from sessfs.sessions.importing_report import ImportOptions, ImportProgress, ImportReport, Outcome
-from sessfs.sessions.importing_unpack import STAGING, clear_staging
+from sessfs.sessions.importing_unpack import STAGING
 from sessfs.types import TIME_MAX_NS
 from tests.support.lives import Local
 from tests.support.profiles import Shape, make_profile, make_tree
@@ -514,8 +514,28 @@ async def test_read_only_volume_is_refused(tmp_path: Path) -> None:
             await there.take(tmp_path / "tree")
 
 
-def test_staging_of_a_killed_import_is_cleared(tmp_path: Path) -> None:
-    (tmp_path / STAGING / "1-2/deep").mkdir(parents=True)
-    clear_staging(tmp_path)
-    clear_staging(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+async def test_source_of_another_kind_is_refused_unopened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    async with place(tmp_path / "state") as there:
+        with trio.fail_after(60), pytest.raises(UsageError, match="neither a directory nor a regular file"):
+            await there.take(tmp_path / "x.tar")
+
+
+async def test_xattrs_that_the_disk_can_not_hold_arrive(tmp_path: Path) -> None:
+    """A mount holds 64 KiB each, ext4 about 4 of all of a file: what a mount exports it takes back."""
+    make_tree(tmp_path / "tree", 1, SMALL)
+    large = {"SCHILY.xattr.user.a": "a" * 5000, "SCHILY.xattr.user.b": "b" * 60_000, "SCHILY.xattr.user.c": "c"}
+
+    def with_xattrs(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        if member.name in ("tree/user1", "tree/user1/session/Local State"):
+            member.pax_headers = large
+        return member
+
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        file.add(tmp_path / "tree", "tree", filter=with_xattrs)
+    async with place(tmp_path / "state") as there:
+        assert outcomes(await there.take(tmp_path / "x.tar")) == {"user1": Outcome.IMPORTED}
+        for path in (b"user1", b"user1/session/Local State"):
+            found = dict(there.box.volume.inodes.iter_xattrs(there.box.get(path).ino))
+            assert found == {b"user.a": b"a" * 5000, b"user.b": b"b" * 60_000, b"user.c": b"c"}
+        assert outcomes(await there.take(tmp_path / "x.tar")) == {"user1": Outcome.THERE}

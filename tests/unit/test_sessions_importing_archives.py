@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
+import errno
 import gzip
-import io
-import lzma
 import os
 import stat
 import struct
@@ -14,45 +12,19 @@ import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
-import zstandard
 
+from sessfs.sessions import importing_archives
+from sessfs.sessions.exporting import export_tree, guess_format
 from sessfs.sessions.importing_archives import ArchiveRefused, Limits, unpack
+from sessfs.sessions.trees import DirectoryTree
 from sessfs.types import TIME_MAX_NS, TIME_MIN_NS
+from tests.support.archives import COMPRESSORS, LIMITS, info, lay_out, pax_records, refused, tar_of, with_headers
 from tests.support.profiles import describe, make_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-LIMITS = Limits(room_bytes=1 << 30)
-
-
-def lay_out(archive: Path, limits: Limits = LIMITS) -> Path:
-    target = archive.parent / "out"
-    target.mkdir()
-    unpack(str(archive), str(target), limits, lambda written: None)
-    return target
-
-
-def refused(archive: Path, match: str, limits: Limits = LIMITS) -> None:
-    with pytest.raises(ArchiveRefused, match=match):
-        lay_out(archive, limits)
-    # Nothing of it may lie anywhere but where it is removed with the rest.
-    assert sorted(path.name for path in archive.parent.iterdir()) == sorted({archive.name, "out"})
-
-
-def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
-    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
-        for member, content in members:
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
-
-
-def info(name: str, kind: bytes = tarfile.REGTYPE, linkname: str = "") -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname, member.mode = kind, linkname, 0o644
-    return member
+setxattr = os.setxattr
 
 
 def pack(tree: Path, path: Path) -> Path:
@@ -60,15 +32,6 @@ def pack(tree: Path, path: Path) -> Path:
     command = f"tar --format=posix --xattrs -C {tree.parent} -cf {path} {tree.name}"
     assert os.system(command) == 0
     return path
-
-
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "": lambda plain: plain,
-    ".gz": gzip.compress,
-    ".xz": lzma.compress,
-    ".bz2": bz2.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
-}
 
 
 @pytest.mark.parametrize("ending", sorted(COMPRESSORS))
@@ -273,3 +236,109 @@ def test_damaged_zip_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x").write_bytes(content)
     refused(tmp_path / "x", "damaged, or no tar")
+
+
+def test_what_became_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x")
+    refused(tmp_path / "x", "is no regular file")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mtime", "nan"), ("mtime", "inf"), ("mtime", "1e300"), ("mtime", "1e99999999"), ("uid", str(1 << 40))],
+)
+def test_attributes_without_sense_are_refused(tmp_path: Path, key: str, value: str, kind: bytes) -> None:
+    member = info("odd", kind, "target")
+    member.pax_headers = {key: value}
+    refused(tar_of(tmp_path / "x.tar", (info("ok"), b""), (member, b"")), "near 'odd'")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("user.a\0b", 1), ("user.", 1), ("user." + "x" * 251, 1), ("user.big", 65537)]
+)
+def test_xattrs_that_no_file_can_have_are_refused(tmp_path: Path, name: str, size: int) -> None:
+    member = info("odd")
+    member.pax_headers = {f"SCHILY.xattr.{name}": "x" * size}
+    refused(tar_of(tmp_path / "x.tar", (member, b"")), "member 'odd' has an xattr that no file can have")
+
+
+ODD_XATTRS = {b"user.a=b": b"\0\xff=", b"user.\xff\xfe%": b"", b"user.plain": b"\xff\n", b"user.%41": b"1"}
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.zst"])
+def test_xattrs_of_any_name_that_an_export_wrote_come_out(tmp_path: Path, name: str) -> None:
+    (tmp_path / "source/d").mkdir(parents=True)
+    (tmp_path / "source/f").touch()
+    for path in (tmp_path / "source/d", tmp_path / "source/f"):
+        for key, value in ODD_XATTRS.items():
+            os.setxattr(path, key, value)
+    tree = DirectoryTree(os.fsencode(tmp_path / "source"))
+    export_tree(tree, tmp_path / name, guess_format(tmp_path / name), syncfs=lambda fd: None)
+    tree.close()
+    out = lay_out(tmp_path / name)
+    for path in (out / "d", out / "f"):
+        assert {os.fsencode(key): os.getxattr(path, key) for key in os.listxattr(path)} == ODD_XATTRS
+
+
+def test_xattrs_as_libarchive_writes_them_come_out(tmp_path: Path) -> None:
+    member = info("f")
+    member.pax_headers = {"LIBARCHIVE.xattr.user.a%3Db": "eA", "LIBARCHIVE.xattr.security.x": "eA"}
+    out = lay_out(tar_of(tmp_path / "x.tar", (member, b"")))
+    assert {key: os.getxattr(out / "f", key) for key in os.listxattr(out / "f")} == {"user.a=b": b"x"}
+
+
+@pytest.mark.parametrize("value", ["e", "e\udcff==", "{}"])
+def test_xattrs_in_no_base64_are_refused(tmp_path: Path, value: str) -> None:
+    plain = pax_records(("LIBARCHIVE.xattr.user.a", value.encode("utf-8", "surrogateescape")))
+    archive = with_headers(tmp_path / "x.tar.zst", [(tarfile.XHDTYPE, plain)])
+    refused(archive, "near 'f'")
+
+
+def with_large_xattrs(path: Path, number: int) -> Path:
+    members = []
+    for n in range(number):
+        member = info(f"f{n}")
+        member.pax_headers = {"SCHILY.xattr.user.big": f"{n}" * 5000, "SCHILY.xattr.user.small": "1"}
+        members.append((member, b""))
+    return tar_of(path, *members)
+
+
+def no_room(where: int, name: bytes, value: bytes) -> None:
+    if len(value) > 4096:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+    setxattr(where, name, value)
+
+
+def test_xattrs_that_the_disk_can_not_hold_are_carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = with_large_xattrs(tmp_path / "x.tar", 2)
+    monkeypatch.setattr("os.setxattr", no_room)
+    (tmp_path / "out").mkdir()
+    carried = unpack(str(archive), str(tmp_path / "out"), LIMITS, lambda written: None)
+    found = {name: (tmp_path / "out" / name).stat() for name in ("f0", "f1")}
+    assert carried == {(at.st_dev, at.st_ino): {b"user.big": name[1:].encode() * 5000} for name, at in found.items()}
+    assert os.listxattr(tmp_path / "out/f0") == ["user.small"]
+
+
+def test_more_xattrs_than_can_be_carried_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.setxattr", no_room)
+    monkeypatch.setattr(importing_archives, "MAX_CARRIED_BYTES", 8000)
+    refused(with_large_xattrs(tmp_path / "x.tar", 2), "member 'f1' has xattrs that the disk .* can't hold .*unpack it")
+
+
+def test_owner_that_a_container_does_not_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def chown(where: int | bytes, uid: int, gid: int, *, follow_symlinks: bool = True) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), where)
+
+    monkeypatch.setattr("os.chown", chown)
+    member = info("f")
+    member.uid, member.gid = 70_000, 80_000
+    refused(tar_of(tmp_path / "x.tar", (member, b"")), "member 'f' belongs to 70000:80000, which the container")
+
+
+def test_zip_that_lies_about_a_name_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
+        file.writestr("f\u00e9", b"1")
+    plain = (tmp_path / "x.zip").read_bytes().replace("f\u00e9".encode(), b"f\xff\xff")
+    (tmp_path / "x.zip").write_bytes(plain)
+    refused(tmp_path / "x.zip", "member 'f.*' says that its name is UTF-8, and it is not")
