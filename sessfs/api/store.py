@@ -113,7 +113,9 @@ class Store(ABC):
         raise self._cannot("restore from the trash")
 
     def empty_trash(self, name: PathLike | None = None) -> list[str]:
-        """Remove for good what is in the trash, or what of it had that *name*; the names of what is gone."""
+        """Remove for good what is in the trash, or what of it had that *name*; the names of what is gone. Raises
+        UsageError for an empty name.
+        """
         raise self._cannot("empty the trash")
 
     def import_tree(

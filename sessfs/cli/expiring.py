@@ -58,6 +58,8 @@ As = Annotated[str | None, typer.Option("--as", metavar="NEW", help="restore: un
 
 def trash(action: Action, mountpoint: OneMount, name: Name = None, as_name: As = None, as_json: Json = False) -> None:
     """List the removed sessions of a mount, give one back, or remove them for good."""
+    if name == "" or as_name == "":
+        raise UsageError("a name is empty: is a variable not set? To empty the whole trash, give no name at all")
     if action == "list":
         _list(mountpoint, as_json=as_json)
     elif action == "restore":

@@ -17,7 +17,10 @@ ANSWER_TIMEOUT_S = 600.0
 
 Json = options.Json
 Session = Annotated[
-    Path, typer.Argument(metavar="SESSION", help="The session's directory, as .whatsapp-sessions/user1.")
+    Path,
+    typer.Argument(
+        metavar="SESSION", help="The session's directory, as .whatsapp-sessions/user1.", parser=options.parse_place
+    ),
 ]
 
 

@@ -23,7 +23,12 @@ OFF = 0
 
 Json = options.Json
 Place = Annotated[
-    Path, typer.Argument(metavar="MOUNTPOINT|SESSION", help="The whole mount, or the directory of one session.")
+    Path,
+    typer.Argument(
+        metavar="MOUNTPOINT|SESSION",
+        help="The whole mount, or the directory of one session.",
+        parser=options.parse_place,
+    ),
 ]
 Count = "N|off|default"
 Size = "SIZE|off|default"

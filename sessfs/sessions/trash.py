@@ -121,7 +121,7 @@ class Trash:
         if not matching:
             raise UsageError(f"there is no {_show(wanted)} in the trash: `sessfs trash list` says what is")
         one = matching[-1]
-        name = as_name or one.name
+        name = one.name if as_name is None else as_name
         if is_reserved(name) or b"/" in name or name in (b".", b"..") or not 0 < len(name) <= NAME_MAX_BYTES:
             raise UsageError(f"{_show(name)} can't be the name of a session: give another by --as")
         try:
@@ -142,8 +142,10 @@ class Trash:
 
     async def purge(self, before_ns: int | None = None, wanted: bytes | None = None) -> list[Trashed]:
         """Remove for good what was removed before *before_ns*, or what has the name *wanted*; all of it with neither.
-        Returns what is gone; what is still in use stays. Raises RemoteError.
+        Returns what is gone; what is still in use stays. Raises UsageError for an empty name, RemoteError.
         """
+        if wanted == b"":
+            raise UsageError("an empty name is that of no session: to empty the whole trash, give none at all")
         gone = []
         for one in await self.entries():
             is_old = before_ns is None or 0 < one.removed_ns < before_ns

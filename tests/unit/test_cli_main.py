@@ -54,6 +54,34 @@ def test_run_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Cap
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trash", "empty", "MOUNTPOINT", ""],
+        ["trash", "empty", ""],
+        ["trash", "restore", "MOUNTPOINT", "user1", "--as", ""],
+        ["trash", "restore", "MOUNTPOINT", ""],
+        ["expire", ""],
+        ["rm", "", "--purge", "--yes"],
+        ["rollback", ""],
+        ["clone", "", "user2"],
+        ["history", ""],
+        ["limit", "", "--max-sessions", "1"],
+        ["sync", ""],
+        ["check", ""],
+        ["export", "", "out"],
+        ["import", "", "MOUNTPOINT"],
+        ["gc", ""],
+        ["umount", ""],
+        ["mount", ""],
+    ],
+)
+def test_run_empty_argument_means_nothing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable that is not set: neither everything nor the directory that a script happens to be in."""
+    assert main.run(arguments) == 2
+    assert "is a variable not set?" in capsys.readouterr().err
+
+
 def test_run_bad_setting_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main.run(["mount", str(tmp_path / "m"), "--state", str(tmp_path / "s"), "--cache-size", "many"])
     assert code == 2

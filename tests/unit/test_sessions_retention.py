@@ -395,6 +395,19 @@ async def test_trash_gives_back_what_was_removed(tmp_path: Path) -> None:
     assert_clean(tmp_path / "a")
 
 
+async def test_an_empty_name_is_not_the_whole_trash(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "a") as box:
+        keeping = Keeping(box, None, REMOVE)
+        box.mkdir(b"user")
+        keeping.trash.put(b"user")
+        with pytest.raises(UsageError, match="empty name"):
+            await keeping.trash.purge(wanted=b"")
+        with pytest.raises(UsageError, match="--as"):
+            await keeping.trash.restore(b"user", b"")
+        assert await keeping.names_in_trash() == [b"user"]
+    assert_clean(tmp_path / "a")
+
+
 async def test_trash_outlives_the_machine(tmp_path: Path) -> None:
     store = MemoryStore()
     async with open_machine(tmp_path / "a", store) as machine:
