@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import trio
 
-from sessfs.errors import PosixError
+from sessfs.errors import LocalStoreError, PosixError
 from sessfs.local.policy import MountLimits, PolicyTable
 from sessfs.local.reserved import RESERVED_PREFIX
 from sessfs.sessions.usage import measure_session
@@ -48,6 +48,7 @@ RESERVE_MAX_BYTES = 16 << 20
 MEASURE_EVERY_S = 3.0
 WARN_SHARE = 0.8
 WARN_NAMES = 5
+UNREADABLE = "unreadable"
 DOT_SESSION = b"."
 
 
@@ -256,14 +257,22 @@ class Limits:
             await self.measure()
 
     async def measure(self) -> None:
-        """Measure the sessions that may have changed since they were measured."""
+        """Measure the sessions that may have changed since they were measured; one that can't be read is left out until
+        something is made or grows in it.
+        """
         for session in list(self._watched):
             name = DOT_SESSION if session == ROOT_INO else self._inodes.find_session_name(session)
             if name is None or not self.caps(session).unique_bytes:
                 self._watched.discard(session)
                 self._measured.pop(session, None)
                 continue
-            await self._measure(session, name)
+            try:
+                await self._measure(session, name)
+            except LocalStoreError as exc:
+                self._watched.discard(session)
+                if (session, UNREADABLE) not in self._told:
+                    self._told.add((session, UNREADABLE))
+                    log.warning("what only session %s has can't be measured: %s", self._show(session), exc)
 
     async def _measure(self, session: Ino, name: bytes) -> None:
         counters = self._inodes.session_counters(session)

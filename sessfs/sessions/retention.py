@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 import trio
 
-from sessfs.errors import MountBusy, PosixError, RemoteError
+from sessfs.errors import MountBusy, PosixError, SessfsError
 from sessfs.sessions.usage import list_sessions, rfc3339
 
 if TYPE_CHECKING:
@@ -121,13 +121,13 @@ class Retention:
         self._capped = 0
 
     async def run(self) -> None:
-        """A round an hour, for ever; started once, in the daemon's nursery."""
+        """A round an hour, for ever, whatever went wrong in the last; started once, in the daemon's nursery."""
         await trio.sleep(FIRST_ROUND_S)
         while True:
             try:
                 await self.round()
-            except RemoteError as exc:
-                log.warning("nothing expires while the remote does not answer: %s", exc)
+            except SessfsError as exc:
+                log.warning("a round of expiry was cut short, the next one goes on: %s", exc)
             await trio.sleep(ROUND_S)
 
     async def round(self, *, dry_run: bool = False, trust_clock: bool = False) -> Round:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from sessfs.errors import UsageError
+from sessfs.errors import StoreFull, UsageError
+from sessfs.sessions import retention
 from sessfs.sessions.retention import CAP_SHARE, HIBERNATE, REMOVE
 from tests.support.memorystore import MemoryStore
 from tests.support.retaining import BACKUP, CHROME, Keeping
-from tests.support.volumes import Clock, assert_clean, open_box, open_machine
+from tests.support.volumes import Clock, assert_clean, open_box, open_machine, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -368,6 +369,34 @@ async def test_a_round_does_a_tenth(tmp_path: Path) -> None:
         assert max(counts) == 200 // CAP_SHARE
         assert sum(counts) == 200
         assert keeping.retention.warnings() == []
+
+
+async def test_rounds_go_on_where_the_disk_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "FIRST_ROUND_S", 0.0)
+    monkeypatch.setattr(retention, "ROUND_S", 0.01)
+    async with open_box(tmp_path / "a") as box:
+        keeping = Keeping(box, None, REMOVE)
+        await fill(box, 2)
+        await keeping.retention.round()
+        for name in (b"user0", b"user1"):
+            keeping.trash.put(name)
+        keeping.wall_ahead_ns = 31 * DAY_NS
+        keeping.guard.trust()
+        settled, tried = keeping.lives.settled, 0
+
+        async def full_at_first() -> None:
+            nonlocal tried
+            tried += 1
+            if tried == 1:
+                raise StoreFull("no room for the commit")
+            await settled()
+
+        monkeypatch.setattr(keeping.lives, "settled", full_at_first)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeping.retention.run)
+            await wait_until(lambda: tried > 1)
+            nursery.cancel_scope.cancel()
+        assert await keeping.names_in_trash() == []
 
 
 # -- the trash
