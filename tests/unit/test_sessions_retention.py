@@ -354,6 +354,77 @@ async def test_a_mount_that_was_away_for_long_waits(tmp_path: Path, looked_befor
         assert (done.held, done_of(done)) == (None, 5)
 
 
+@pytest.mark.parametrize("expire_days", [None, EXPIRE_DAYS])
+async def test_an_empty_disk_with_a_wrong_clock_waits(tmp_path: Path, expire_days: float | None) -> None:
+    """What is used under the wrong clock does not vouch for it; what the remote has is of long ago."""
+    store = MemoryStore()
+    clock = Clock()
+    async with open_machine(tmp_path / "a", store, clock=clock) as first:
+        keeping = Keeping(first, None, REMOVE)
+        for name in (b"gone", b"idle", b"used"):
+            first.mkdir(name)
+            await first.write(name + b"/f", name)
+        await first.publish()
+        keeping.trash.put(b"gone")
+        await first.publish()
+    clock.advance(400 * DAY_S)
+    async with open_machine(tmp_path / "b", store, name="b", clock=clock) as second:
+        keeping = Keeping(second, expire_days, REMOVE)
+        await second.load(b"used")
+        await second.write(b"used/f", b"today")
+        second.mkdir(b"new")
+        await second.publish()
+        for hour in range(25):
+            done = await keeping.retention.round()
+            assert ((done.held is None), done.purged) == ((hour == 24), ["gone"] if hour == 24 else []), hour
+            clock.advance(3600)
+        assert done_of(done) == (0 if expire_days is None else 1)
+
+
+async def test_an_empty_disk_with_a_right_clock_does_not_wait(tmp_path: Path) -> None:
+    store = MemoryStore()
+    clock = Clock()
+    async with open_machine(tmp_path / "a", store, clock=clock) as first:
+        first.mkdir(b"old")
+        await first.publish()
+        clock.advance(31 * DAY_S)
+        first.mkdir(b"young")
+        await first.publish()
+    clock.advance(DAY_S)
+    async with open_machine(tmp_path / "b", store, name="b", clock=clock) as second:
+        done = await Keeping(second, EXPIRE_DAYS, REMOVE).retention.round()
+        assert (done.held, [(one.name, one.kept) for one in done.sessions]) == (None, [("old", None)])
+
+
+async def test_sessions_of_unknown_age_on_an_empty_disk_wait(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store) as first:
+        first.mkdir(b"user")
+        await first.publish()
+    async with open_machine(tmp_path / "b", store, name="b") as second:
+        keeping = Keeping(second, EXPIRE_DAYS, REMOVE)
+        second.sessions.learn_ages = learn_nothing  # type: ignore[method-assign]
+        assert (await keeping.retention.round()).held is not None
+
+
+async def learn_nothing(limit: int) -> None:
+    """The remote has no times to tell."""
+
+
+async def test_a_first_use_under_a_wrong_clock_does_not_vouch_for_it(tmp_path: Path) -> None:
+    """Without a remote, in a state whose mounts were too short for a round."""
+    clock = Clock()
+    async with open_box(tmp_path / "a", clock=clock) as box:
+        await fill(box, 2)
+        Keeping(box, None, REMOVE).trash.put(b"user0")
+    clock.advance(400 * DAY_S)
+    async with open_box(tmp_path / "a", clock=clock) as box:
+        keeping = Keeping(box, None, REMOVE)
+        await box.write(b"user1/f", b"today")
+        done = await keeping.retention.round()
+        assert (done.held is not None, done.purged) == (True, [])
+
+
 async def test_a_round_does_a_tenth(tmp_path: Path) -> None:
     async with open_box(tmp_path / "a") as box:
         keeping = Keeping(box, 5, REMOVE)
