@@ -29,7 +29,7 @@ import msgspec
 import trio
 
 from sessfs.errors import LocalStoreError, PosixError
-from sessfs.local.policy import MountLimits, PolicyTable
+from sessfs.local.policy import MountLimits, PolicyTable, SessionLimits
 from sessfs.local.reserved import RESERVED_PREFIX
 from sessfs.sessions.usage import measure_session
 from sessfs.types import ROOT_INO, Ino
@@ -316,15 +316,7 @@ class Limits:
         }
         used: dict[str, int] = {"max_sessions": self.count_sessions(), "max_active": self.count_active()}
         return {
-            "limits": [
-                {
-                    "limit": name,
-                    "value": value or None,
-                    "set": getattr(stored, name) is not None,
-                    "used": used.get(name),
-                }
-                for name, value in now.items()
-            ],
+            "limits": [_row(name, value, used.get(name), stored) for name, value in now.items()],
             "sessions_with_their_own": sorted(name.decode(errors="surrogateescape") for name in self._own),
             "refusals": dict(self.refusals),
         }
@@ -339,15 +331,7 @@ class Limits:
         )
         return {
             "name": name.decode(errors="surrogateescape"),
-            "limits": [
-                {
-                    "limit": limit,
-                    "value": value or None,
-                    "set": own is not None and getattr(own, limit) is not None,
-                    "used": used,
-                }
-                for limit, value, used in rows
-            ],
+            "limits": [_row(limit, value, used, own) for limit, value, used in rows],
             "full": self._is_full(session, caps),
         }
 
@@ -385,6 +369,12 @@ class Limits:
         fullest = sorted(those, reverse=True)
         names = [f"{self._show(session)} ({share:.0%})" for share, session in fullest[:WARN_NAMES]]
         return ", ".join(names) + (", ..." if len(fullest) > WARN_NAMES else "")
+
+
+def _row(limit: str, value: int, used: int | None, stored: MountLimits | SessionLimits | None) -> dict[str, Any]:
+    """One limit in a report; *stored* is what `sessfs limit` set where it counts."""
+    is_set = getattr(stored, limit, None) is not None
+    return {"limit": limit, "value": value or None, "set": is_set, "used": used}
 
 
 def find_session(volume: Volume, name: bytes) -> Ino | None:
