@@ -82,7 +82,13 @@ def _list(mountpoint: OneMount, *, as_json: bool) -> None:
         output.print_line("the trash is empty")
     else:
         rows = [
-            (row["name"], row["removed"], row["gone_for_good"], output.format_size(row["logical_bytes"]), row["entry"])
+            (
+                row["name"],
+                row["removed"] or "-",
+                row["gone_for_good"] or "-",
+                output.format_size(row["logical_bytes"]),
+                row["entry"],
+            )
             for row in answer["trash"]
         ]
         print_table(("SESSION", "REMOVED", "GONE FOR GOOD", "LOGICAL", "ENTRY"), rows, right=(3,))

@@ -298,8 +298,8 @@ class Retention:
         self._remote.make_stub(one.session, one.name)
 
     def purged_ns(self, one: Trashed) -> int:
-        """When a session in the trash goes for good."""
-        return one.removed_ns + int(self._rules.trash_days * DAY_NS)
+        """When a session in the trash goes for good; 0 where it is not known when it was removed: then it stays."""
+        return one.removed_ns and one.removed_ns + int(self._rules.trash_days * DAY_NS)
 
     async def _purge(self, now_ns: int, *, dry_run: bool) -> list[str]:
         before_ns = now_ns - int(self._rules.trash_days * DAY_NS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer.main
 
-from sessfs.cli import main, output
+from sessfs.cli import expiring, main, output
 from sessfs.cli.tables import print_table
 from sessfs.errors import MountBusy, NotMounted, SessfsError
 
@@ -87,6 +87,13 @@ def test_run_bad_setting_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert code == 2
     assert "the flag --cache-size: 'many'" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
+
+
+def test_trash_list_of_what_has_no_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"name": "user1", "removed": None, "gone_for_good": None, "logical_bytes": 0, "entry": ".sessfs-trash-0"}
+    monkeypatch.setattr(expiring, "_call", lambda mountpoint, verb, params: {"trash": [row]})
+    assert main.run(["trash", "list", "/x"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:3] == ["user1", "-", "-"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -86,6 +86,19 @@ async def test_clone_onto_a_name_that_is_taken_is_refused(tmp_path: Path) -> Non
     assert_clean(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", [b"", b".", b"..", b"a/b", b"a\0b", b"x" * 256, b".sessfs-foo", b".sessfs-view-7", b".sessfs-trash-0"]
+)
+async def test_clone_onto_a_name_that_no_session_may_have_is_refused(tmp_path: Path, name: bytes) -> None:
+    async with open_box(tmp_path) as box:
+        local = Local(box)
+        await fill(box)
+        with pytest.raises(UsageError, match="name of a session"):
+            await local.lives.clone(b"user1", name)
+        assert box.volume.namespace.list_names(ROOT_INO) == [b"user1"]
+    assert_clean(tmp_path)
+
+
 async def test_rollback_brings_back_what_was_and_keeps_what_it_replaces(tmp_path: Path) -> None:
     async with open_box(tmp_path) as box:
         local = Local(box)

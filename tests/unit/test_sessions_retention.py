@@ -508,6 +508,22 @@ async def test_an_empty_name_is_not_the_whole_trash(tmp_path: Path) -> None:
     assert_clean(tmp_path / "a")
 
 
+async def test_what_has_no_time_in_the_trash_stays(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "a") as box:
+        keeping = Keeping(box, None, REMOVE)
+        await fill(box, 1)
+        keeping.lives.rename(b"user0", b".sessfs-trash-0")
+        (one,) = await keeping.trash.entries()
+        assert keeping.retention.purged_ns(one) == 0
+        box.clock.advance(100 * DAY_S)
+        keeping.guard.trust()
+        assert (await keeping.retention.round()).purged == []
+        for name in (b".sessfs-x", b"x" * 256, b"a/b"):
+            with pytest.raises(UsageError, match="--as"):
+                await keeping.trash.restore(b".sessfs-trash-0", name)
+    assert_clean(tmp_path / "a")
+
+
 async def test_trash_outlives_the_machine(tmp_path: Path) -> None:
     store = MemoryStore()
     async with open_machine(tmp_path / "a", store) as machine:
