@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import trio
 
-from sessfs.errors import LocalStoreError, PosixError
+from sessfs.config import MAX_NUMBER
+from sessfs.errors import LocalStoreError, PosixError, UsageError
 from sessfs.local.policy import MountLimits, PolicyTable, SessionLimits
 from sessfs.local.reserved import RESERVED_PREFIX
 from sessfs.sessions.usage import measure_session
@@ -127,8 +128,9 @@ class Limits:
 
     def change(self, name: bytes | None, changes: Mapping[str, int | None]) -> None:
         """Set limits of the session *name*, or of the whole mount: None as it is without, 0 off. Durable with the next
-        commit, in force at once.
+        commit, in force at once. Raises UsageError for what is no limit of it.
         """
+        _check_changes(changes, MountLimits if name is None else SessionLimits)
         if name is None:
             self._table.change_mount_limits(changes)
         else:
@@ -369,6 +371,15 @@ class Limits:
         fullest = sorted(those, reverse=True)
         names = [f"{self._show(session)} ({share:.0%})" for share, session in fullest[:WARN_NAMES]]
         return ", ".join(names) + (", ..." if len(fullest) > WARN_NAMES else "")
+
+
+def _check_changes(changes: Mapping[str, object], known: type[MountLimits | SessionLimits]) -> None:
+    names = known.__struct_fields__
+    for name, value in changes.items():
+        if name not in names:
+            raise UsageError(f"{name!r} is not a limit that can be set there: there are {', '.join(names)}")
+        if value is not None and (type(value) is not int or not 0 <= value <= MAX_NUMBER):
+            raise UsageError(f"{name}: {value!r} is not a number from 0, for off, to {MAX_NUMBER}")
 
 
 def _row(limit: str, value: int, used: int | None, stored: MountLimits | SessionLimits | None) -> dict[str, Any]:

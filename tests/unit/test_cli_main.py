@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer.main
 
-from sessfs.cli import expiring, main, output
+from sessfs.cli import expiring, limiting, main, output
 from sessfs.cli.tables import print_table
 from sessfs.errors import MountBusy, NotMounted, SessfsError
 
@@ -80,6 +80,15 @@ def test_run_empty_argument_means_nothing(arguments: list[str], capsys: pytest.C
     """A variable that is not set: neither everything nor the directory that a script happens to be in."""
     assert main.run(arguments) == 2
     assert "is a variable not set?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "text"), [("--max-session-bytes", "99999999T"), ("--max-sessions", str(1 << 63))])
+def test_run_limit_beyond_all_bounds_is_named(
+    flag: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limiting, "mount_of", lambda place: tmp_path)
+    assert main.run(["limit", str(tmp_path), flag, text]) == 2
+    assert f"{flag}: '{text}'" in capsys.readouterr().err
 
 
 def test_run_bad_setting_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sessfs.errors import PosixError, StoreCorrupt
+from sessfs.errors import PosixError, StoreCorrupt, UsageError
 from sessfs.local.policy import MountLimits
 from sessfs.sessions.limits import ADMITTED_S, Limits
 from tests.support.volumes import open_box
@@ -197,3 +197,16 @@ async def test_a_session_that_cant_be_read_does_not_end_the_measuring(
                 limits.add_name(box.get(name).ino)
             await limits.measure()
         assert caplog.text.count("does not decode") == 1
+
+
+@pytest.mark.parametrize("changes", [{"max_session_bytes": 1 << 63}, {"max_session_bytes": -1}, {"max_widgets": 1}])
+async def test_what_is_no_limit_is_refused(tmp_path: Path, changes: dict[str, int]) -> None:
+    async with two_sessions(tmp_path / "s") as box:
+        limits = limits_over(box)
+        for name in (None, b"a"):
+            with pytest.raises(UsageError, match="max_"):
+                limits.change(name, changes)
+        with pytest.raises(UsageError, match="max_sessions"):
+            limits.change(b"a", {"max_sessions": 1})
+        limits.change(b"a", {"max_session_bytes": (1 << 63) - 1})
+        await box.commit()

@@ -187,6 +187,22 @@ async def test_rollback_keeps_what_sessfs_notes_at_the_session(tmp_path: Path) -
         assert dict(box.volume.inodes.iter_xattrs(box.get(b"user1").ino)) == {b"trusted.sessfs.new": b"2"}
 
 
+@pytest.mark.parametrize("mark", ["\udcff", "x" * 256])
+async def test_a_mark_that_cant_be_kept_is_refused_before_anything_is_taken(tmp_path: Path, mark: str) -> None:
+    async with open_box(tmp_path) as box:
+        local = Local(box)
+        await fill(box)
+        session = box.get(b"user1").ino
+        with pytest.raises(UsageError, match="the mark"):
+            await local.history.take(session, mark)
+        assert local.history.list(session) == []
+        info = await local.history.take(session, "x" * 255)
+        with pytest.raises(UsageError, match="the mark"):
+            await local.history.mark(session, info.sequence, mark)
+        assert local.history.list(session) == [info]
+    assert_clean(tmp_path)
+
+
 async def test_view_shows_a_snapshot_and_is_no_session(tmp_path: Path) -> None:
     async with open_box(tmp_path) as box:
         local = Local(box)
