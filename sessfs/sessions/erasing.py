@@ -119,7 +119,8 @@ class Purger:
     def _refuse_views(self) -> None:
         if any(is_view(name) for name, _ in self._volume.inodes.iter_dentries(ROOT_INO)):
             raise MountBusy(
-                "a snapshot is being read (by `sessfs check` or `sessfs export`): try again when it is done"
+                "a snapshot is being read (by `sessfs check` or `sessfs export`): try again when it is done; if it was "
+                "killed, unmount and mount first, which closes what it had open"
             )
 
     async def _is_there(self, name: bytes) -> bool:
