@@ -36,6 +36,8 @@ NOT_SETTINGS = ("SESSFS_CONFIG", "SESSFS_KEY", "SESSFS_NEW_KEY")
 
 EXPIRE_ACTIONS = ("hibernate", "remove")
 MAX_DAYS = 36_500.0
+MAX_NUMBER = (1 << 63) - 1
+"""Of sizes and counts: what is larger can't be stored."""
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -161,6 +163,8 @@ def parse_size(value: object) -> int:
     factor = {name.lower(): factor for name, factor in _SIZE_UNITS.items()}.get(unit.lower())
     if factor is None:
         raise ValueError(f"unit {unit!r} is not one of K, M, G, T (powers of 1024) or KB, MB, GB, TB (powers of 1000)")
+    if number * factor > MAX_NUMBER:
+        raise ValueError(f"{value!r} is too large: sizes end at {MAX_NUMBER} bytes")
     return int(number * factor)
 
 
@@ -170,6 +174,8 @@ def parse_duration(value: object) -> float:
     factor = _DURATION_UNITS.get(unit.lower())
     if factor is None:
         raise ValueError(f"unit {unit!r} is not one of ms, s, min, h, d, w")
+    if number * factor > MAX_DAYS * _DURATION_UNITS["d"]:
+        raise ValueError(f"{value!r} is too long: durations end at {MAX_DAYS:.0f} days")
     return number * factor
 
 
@@ -201,7 +207,7 @@ def _count_or_off(value: object) -> int | None:
         return None
     if isinstance(value, str) and value.strip().isdecimal():
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= MAX_NUMBER:
         raise ValueError(f"{value!r} is not a number above 0, or off")
     return value
 
@@ -241,7 +247,7 @@ def _names(value: object) -> tuple[str, ...]:
 def _count(value: object) -> int:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_NUMBER:
         raise ValueError(f"{value!r} is not a count such as 7")
     return value
 

@@ -16,10 +16,10 @@ from sessfs.api.files import open_file
 from sessfs.api.records import Entry, SessionRecord, SnapshotRecord, entry_of
 from sessfs.api.treefiles import TreeFiles
 from sessfs.errors import PosixError, UsageError
-from sessfs.local.reserved import is_reserved
 from sessfs.mount import syscalls
 from sessfs.sessions.checking import check_files
 from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep, check_dest, export_tree, guess_format
+from sessfs.sessions.names import check_name
 from sessfs.sessions.trees import Tree, normalize
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ class Store(ABC):
         raise self._cannot("restore from the trash")
 
     def empty_trash(self, name: PathLike | None = None) -> list[str]:
-        """Remove for good what is in the trash, or what of it had that *name*; the names of what is gone."""
+        """Remove for good what is in the trash, or what of it had that *name*; the names of what is gone. Raises
+        UsageError for an empty name.
+        """
         raise self._cannot("empty the trash")
 
     def import_tree(
@@ -296,10 +298,7 @@ def no_session(where: str, name: bytes) -> PosixError:
 def session_name(name: PathLike) -> bytes:
     """The bytes of a session's name. Raises UsageError for what can't be one."""
     encoded = os.fsencode(name)
-    if not encoded or b"/" in encoded or b"\0" in encoded or encoded in (b".", b".."):
-        raise UsageError(f"{os.fsdecode(encoded)!r} is no name of a session: it is that of a directory in the mount")
-    if is_reserved(encoded):
-        raise UsageError(f"{os.fsdecode(encoded)} is no session: names that begin with .sessfs- are the product's own")
+    check_name(encoded)
     return encoded
 
 

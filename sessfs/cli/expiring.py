@@ -58,6 +58,8 @@ As = Annotated[str | None, typer.Option("--as", metavar="NEW", help="restore: un
 
 def trash(action: Action, mountpoint: OneMount, name: Name = None, as_name: As = None, as_json: Json = False) -> None:
     """List the removed sessions of a mount, give one back, or remove them for good."""
+    if name == "" or as_name == "":
+        raise UsageError("a name is empty: is a variable not set? To empty the whole trash, give no name at all")
     if action == "list":
         _list(mountpoint, as_json=as_json)
     elif action == "restore":
@@ -80,7 +82,13 @@ def _list(mountpoint: OneMount, *, as_json: bool) -> None:
         output.print_line("the trash is empty")
     else:
         rows = [
-            (row["name"], row["removed"], row["gone_for_good"], output.format_size(row["logical_bytes"]), row["entry"])
+            (
+                row["name"],
+                row["removed"] or "-",
+                row["gone_for_good"] or "-",
+                output.format_size(row["logical_bytes"]),
+                row["entry"],
+            )
             for row in answer["trash"]
         ]
         print_table(("SESSION", "REMOVED", "GONE FOR GOOD", "LOGICAL", "ENTRY"), rows, right=(3,))

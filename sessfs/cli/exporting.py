@@ -70,7 +70,7 @@ def _open(
 ) -> tuple[Store, str]:
     if remote is not None:
         return RemoteStore(remote_commands.settings_for(remote, endpoint_url, region, path_style, key)), session
-    mountpoint, name = find_session(Path(session))
+    mountpoint, name = find_session(options.parse_place(session))
     return MountedStore(mountpoint), name
 
 

@@ -17,7 +17,10 @@ ANSWER_TIMEOUT_S = 600.0
 
 Json = options.Json
 Session = Annotated[
-    Path, typer.Argument(metavar="SESSION", help="The session's directory, as .whatsapp-sessions/user1.")
+    Path,
+    typer.Argument(
+        metavar="SESSION", help="The session's directory, as .whatsapp-sessions/user1.", parser=options.parse_place
+    ),
 ]
 
 
@@ -85,8 +88,6 @@ def clone(
     as_json: Json = False,
 ) -> None:
     """Make a new session with the content of SESSION as it is now. Both share every chunk."""
-    if "/" in new_name or new_name in ("", ".", ".."):
-        raise UsageError(f"{new_name!r} is not a name: give one without /, the clone lies beside the session")
     ask(session, "clone", new_name=new_name)
     if as_json:
         output.print_json({"session": new_name})

@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 REFUSED_EXIT_CODE = 1
 SHOWN = 3
 Source = Annotated[
-    Path, typer.Argument(metavar="SRC", help="A tree of sessions, one profile, a tar or a zip; see docs/operate.md.")
+    Path,
+    typer.Argument(
+        metavar="SRC",
+        help="A tree of sessions, one profile, a tar or a zip; see docs/operate.md.",
+        parser=options.parse_place,
+    ),
 ]
-Mountpoint = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where sessfs is mounted.")]
 As = Annotated[str | None, typer.Option("--as", metavar="NAME", help="What the one session in SRC will be called.")]
 Verify = Annotated[
     bool, typer.Option("--verify/--no-verify", help="Read every byte again, and back from the store, and compare.")
@@ -40,7 +44,7 @@ SkipUnsafe = Annotated[
 
 def import_(
     source: Source,
-    mountpoint: Mountpoint,
+    mountpoint: options.OneMount,
     as_name: As = None,
     verify: Verify = True,
     dry_run: DryRun = False,

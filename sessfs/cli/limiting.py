@@ -23,7 +23,12 @@ OFF = 0
 
 Json = options.Json
 Place = Annotated[
-    Path, typer.Argument(metavar="MOUNTPOINT|SESSION", help="The whole mount, or the directory of one session.")
+    Path,
+    typer.Argument(
+        metavar="MOUNTPOINT|SESSION",
+        help="The whole mount, or the directory of one session.",
+        parser=options.parse_place,
+    ),
 ]
 Count = "N|off|default"
 Size = "SIZE|off|default"
@@ -51,7 +56,7 @@ def limit(
     sizes = {"max_session_bytes": max_session_bytes, "max_unique_bytes": max_unique_bytes}
     if name is not None and (max_sessions or max_active):
         raise UsageError(f"--max-sessions and --max-active are limits of a mount: give {mountpoint}")
-    changes = {key: _number(key, text, int) for key, text in counts.items() if text is not None}
+    changes = {key: _number(key, text, _count) for key, text in counts.items() if text is not None}
     changes |= {key: _number(key, text, config.parse_size) for key, text in sizes.items() if text is not None}
     answer = control.call(
         preflight.find_state(mountpoint),
@@ -73,6 +78,16 @@ def session_of(place: Path, mountpoint: Path) -> str | None:
     return parts[0] if parts else None
 
 
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError as exc:
+        raise ValueError(f"{text!r} is not a number") from exc
+    if value > config.MAX_NUMBER:
+        raise ValueError(f"{text!r} is too large")
+    return value
+
+
 def _number(key: str, text: str, parse: Callable[[str], int]) -> int | None:
     if text == "default":
         return None
@@ -82,7 +97,7 @@ def _number(key: str, text: str, parse: Callable[[str], int]) -> int | None:
     try:
         value = parse(text)
     except ValueError as exc:
-        raise UsageError(f"{flag}: {text!r} is not a number, off or default") from exc
+        raise UsageError(f"{flag}: {exc}; off and default are the other values") from exc
     if value <= 0:
         raise UsageError(f"{flag}: {text!r} is not more than 0; say off for no limit")
     return value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sessfs import config
-from sessfs.cli import output
+from sessfs.cli import options, output
 from sessfs.mount import control, launch, mountinfo, unmount
 
 if TYPE_CHECKING:
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 WARNINGS_TIMEOUT_S = 10.0
 
 Mountpoint = Annotated[
-    Path, typer.Argument(metavar="MOUNTPOINT", help="The directory, made if it is missing; it must be empty.")
+    Path,
+    typer.Argument(
+        metavar="MOUNTPOINT",
+        help="The directory, made if it is missing; it must be empty.",
+        parser=options.parse_place,
+    ),
 ]
 Config = Annotated[
     Path | None,
@@ -198,11 +203,10 @@ def _mount(settings: Settings, early: Started | None) -> None:
         output.print_note(f"warning: {warning}")
 
 
-MountedAt = Annotated[Path, typer.Argument(metavar="MOUNTPOINT", help="Where it is mounted.")]
 Timeout = Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds to wait for data to become durable.")]
 
 
-def umount(mountpoint: MountedAt, timeout: Timeout = 60.0) -> None:
+def umount(mountpoint: options.OneMount, timeout: Timeout = 60.0) -> None:
     """Unmount MOUNTPOINT, and return when everything is durable and the daemon has ended.
 
     If files are open there, it names the processes and the mount stays. A dead mount is taken away.

@@ -33,7 +33,9 @@ Json = options.Json
 Session = Annotated[
     Path,
     typer.Argument(
-        metavar="SESSION", help="A session in a mount, or any directory with a profile in it; with --remote, its name."
+        metavar="SESSION",
+        help="A session in a mount, or any directory with a profile in it; with --remote, its name.",
+        parser=options.parse_place,
     ),
 ]
 Remote = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,7 +31,7 @@ def history(
 ) -> None:
     """List the kept snapshots of SESSION, oldest first: number, time, mark, and what `sessfs check` found."""
     if remote is None:
-        answer = ask(Path(session), "history")
+        answer = ask(options.parse_place(session), "history")
     else:
         settings = remote_commands.settings_for(remote, endpoint_url, region, path_style, key_file)
         with RemoteStore(settings) as store:

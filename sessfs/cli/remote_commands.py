@@ -49,7 +49,8 @@ FATES = {
 
 Json = options.Json
 MountedAt = Annotated[
-    Path | None, typer.Argument(metavar="MOUNTPOINT", help="Have this mount collect; or give --remote.")
+    Path | None,
+    typer.Argument(metavar="MOUNTPOINT", help="Have this mount collect; or give --remote.", parser=options.parse_place),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what would go; writes nothing.")]
 

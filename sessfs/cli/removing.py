@@ -16,7 +16,10 @@ from sessfs.mount import control, preflight
 
 Json = options.Json
 Session = Annotated[
-    Path, typer.Argument(metavar="SESSION", help="The session's directory, as .whatsapp-sessions/user1.")
+    Path,
+    typer.Argument(
+        metavar="SESSION", help="The session's directory, as .whatsapp-sessions/user1.", parser=options.parse_place
+    ),
 ]
 Purge = Annotated[
     bool,

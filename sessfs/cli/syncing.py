@@ -23,7 +23,9 @@ Json = options.Json
 Places = Annotated[
     list[Path],
     typer.Argument(
-        metavar="MOUNTPOINT|SESSION...", help="Mounts, or anything in one, as a session: its whole mount is synced."
+        metavar="MOUNTPOINT|SESSION...",
+        help="Mounts, or anything in one, as a session: its whole mount is synced.",
+        parser=options.parse_place,
     ),
 ]
 Timeout = Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds until it gives up; uploads go on.")]

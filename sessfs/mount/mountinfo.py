@@ -31,7 +31,8 @@ class Mount(msgspec.Struct, frozen=True):
 def parse(text: bytes) -> list[Mount]:
     """The mounts of *text*, in its order: where several are stacked on one directory, the last is the visible one."""
     mounts = []
-    for line in text.splitlines():
+    # Not splitlines: a carriage return or a form feed in a path is not escaped.
+    for line in filter(None, text.split(b"\n")):
         left, _, right = line.partition(b" - ")
         fields, tail = left.split(b" "), right.split(b" ")
         mounts.append(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 import trio
 
-from sessfs.errors import RemoteError
+from sessfs.errors import SessfsError
 from sessfs.local.policy import PolicyTable
 from sessfs.mount.browsers import Browsers
 from sessfs.sessions.clockguard import ClockGuard
@@ -80,7 +80,7 @@ class Policies:
                 try:
                     await remote.sessions.list_all()
                     return
-                except RemoteError as exc:
+                except SessfsError as exc:
                     log.info("sessions that only the remote has are not counted yet: %s", exc)
             await trio.sleep(RETRY_S)
 

@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from sessfs.errors import Fenced, SessfsError
-from sessfs.local.policy import PolicyTable, SessionLimits
+from sessfs.local.policy import SessionLimits
 from sessfs.sessions.erasing import Purger
 from sessfs.sync.erasing import RemoteEraser
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from sessfs.mount.control import Progress, Verb
     from sessfs.mount.lives_side import LivesSide
+    from sessfs.mount.policies import Policies
     from sessfs.mount.remote_side import RemoteSide
-    from sessfs.sessions.trash import Trash
     from sessfs.vfs.volume import Volume
 
 SHOW_S = 0.25
@@ -50,13 +50,21 @@ def build_eraser(remote: RemoteSide, volume: Volume) -> RemoteEraser:
 class EraseVerbs:
     """`remove`."""
 
-    def __init__(self, volume: Volume, side: LivesSide, remote: RemoteSide | None, trash: Trash) -> None:
-        self._trash = trash
+    def __init__(self, volume: Volume, side: LivesSide, remote: RemoteSide | None, policies: Policies) -> None:
+        self._trash = policies.trash
         self._volume = volume
         self._lives = side.lives
         self._remote = remote
         eraser = build_eraser(remote, volume) if remote is not None else None
-        self._purger = Purger(volume, side.lives, side.history, eraser, list_all=self._list_all)
+        no_limits = msgspec.structs.asdict(SessionLimits())
+        self._purger = Purger(
+            volume,
+            side.lives,
+            side.history,
+            eraser,
+            list_all=self._list_all,
+            forget_limits=lambda name: policies.limits.change(name, no_limits),
+        )
         self._busy = trio.Lock()
 
     def verbs(self) -> dict[str, Verb]:
@@ -95,8 +103,6 @@ class EraseVerbs:
                 await progress(step)
                 await trio.sleep(SHOW_S)
 
-        # Before both databases are written anew.
-        PolicyTable(self._volume.meta).change_session_limits(name, msgspec.structs.asdict(SessionLimits()))
         failed: SessfsError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(show)

@@ -51,12 +51,12 @@ class ExpiryVerbs:
 
     async def _restore(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """*name*: its name before, or in the trash; *as_name*: its name from now on, None for the one before."""
-        as_name = os.fsencode(params["as_name"]) if params.get("as_name") else None
+        as_name = os.fsencode(params["as_name"]) if params.get("as_name") is not None else None
         name = await self._policies.trash.restore(os.fsencode(params["name"]), as_name)
         return {"name": os.fsdecode(name)}
 
     async def _empty(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """*name*: only what had that name; None for all."""
-        wanted = os.fsencode(params["name"]) if params.get("name") else None
+        wanted = os.fsencode(params["name"]) if params.get("name") is not None else None
         gone = await self._policies.trash.purge(wanted=wanted)
         return {"gone": [os.fsdecode(one.name) for one in gone]}

@@ -1,9 +1,10 @@
 """A wall clock that is not trusted blindly: one that jumped far ahead must not make everything expire at once.
 
 Between two looks the wall clock should advance as the monotonic one does; between two mounts it can't be told how long
-the machine was off from how far the clock jumped. Whatever more than JUMP_NS went by unseen, nothing expires until
-HOLD_S of the monotonic clock later: time for a person to see the warning, for a clock to be set right, for users who
-could not come meanwhile.
+the machine was off from how far the clock jumped. A state in which nobody has looked at the clock yet, as on an empty
+disk, goes by what was there before the mount: what happened since has the time of the clock in question. Whatever more
+than JUMP_NS went by unseen, nothing expires until HOLD_S of the monotonic clock later: time for a person to see the
+warning, for a clock to be set right, for users who could not come meanwhile.
 """
 
 from __future__ import annotations
@@ -30,16 +31,23 @@ class ClockGuard:
         self._clock_ns = clock_ns
         self._monotonic_s = monotonic_s
         self._mono_s: float | None = None
+        self.began_ns = clock_ns()
+        """What the clock said when the mount began."""
         self.reason: str | None = None
         """Why nothing may expire now, None while the clock is trusted."""
 
-    def look(self, newest_use_ns: int) -> int:
-        """The time now; `reason` says whether to trust it. *newest_use_ns* is the last that is known to have happened,
-        for a state in which nobody has looked at the clock before; 0 for nothing.
+    @property
+    def has_looked(self) -> bool:
+        """True once anybody has looked at the clock, in this mount or in one before."""
+        return self._table.clock() is not None
+
+    def look(self, known_ns: int | None = None) -> int:
+        """The time now; `reason` says whether to trust it. *known_ns* is for a state that `has_looked` never: the last
+        that is known to have happened before the mount, 0 when that is not known, None when nothing has.
         """
         now_ns, mono_s = self._clock_ns(), self._monotonic_s()
         record = self._table.clock()
-        seen_ns = record.seen_ns if record is not None else newest_use_ns or now_ns
+        seen_ns = record.seen_ns if record is not None else now_ns if known_ns is None else known_ns
         hold_s = float(record.hold_s) if record is not None else 0.0
         if self._mono_s is not None:
             hold_s = max(hold_s - (mono_s - self._mono_s), 0.0)

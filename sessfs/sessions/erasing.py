@@ -42,7 +42,7 @@ class Remote(Protocol):
 
 class Purger:
     """The request loop alone; one erasure at a time. *remote* is None where the volume has none; *list_all* has every
-    name that the remote knows of here.
+    name that the remote knows of here; *forget_limits* drops what was set for a session of that name.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Purger:
         remote: Remote | None,
         *,
         list_all: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
+        forget_limits: Callable[[bytes], None] = lambda name: None,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._volume = volume
@@ -60,6 +61,7 @@ class Purger:
         self._history = history
         self._remote = remote
         self._list_all = list_all
+        self._forget_limits = forget_limits
         self._crash_point = crash_point
 
     async def purge(self, name: bytes, on_step: OnStep = lambda stage, done, total: None) -> ErasureReport:
@@ -83,6 +85,8 @@ class Purger:
             owned |= await self._chunks(each)
         for each in doomed:
             await self._remove(each)
+        # Not before, as it may still be refused; and before the databases are written anew: the name is in one.
+        self._forget_limits(name)
         self._crash_point("removed")
         # Before anything is uploaded again: what is shared goes as whole frames.
         await self._volume.sealer.drop_dead()
@@ -115,7 +119,8 @@ class Purger:
     def _refuse_views(self) -> None:
         if any(is_view(name) for name, _ in self._volume.inodes.iter_dentries(ROOT_INO)):
             raise MountBusy(
-                "a snapshot is being read (by `sessfs check` or `sessfs export`): try again when it is done"
+                "a snapshot is being read (by `sessfs check` or `sessfs export`): try again when it is done; if it was "
+                "killed, unmount and mount first, which closes what it had open"
             )
 
     async def _is_there(self, name: bytes) -> bool:

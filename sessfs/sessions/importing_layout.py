@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from sessfs import chrome
 from sessfs.errors import UsageError
-from sessfs.local.reserved import RESERVED_PREFIX, is_reserved
+from sessfs.sessions.names import check_name
 
-NAME_MAX_BYTES = 255
 MAX_WRAPPERS = 8
+OTHER_NAME = "give another with --as"
 _ENDINGS = re.compile(r"\.(zip|tar|tgz|tzst|txz|tbz2?|tar\.(gz|zst|xz|bz2))\Z", re.IGNORECASE)
 
 
@@ -59,6 +59,8 @@ def recognise(root: bytes, label: bytes, as_name: bytes | None, *, parent_label:
     """What *root* holds; *label* is what it is called, *parent_label* what the directory around it is. With *as_name*
     it has to be one session, of that name. Raises UsageError, which says what was looked for, and OSError.
     """
+    if as_name is not None:
+        check_name(as_name, OTHER_NAME)
     names = _directories(root)
     if is_profile(root):
         found = _one_profile(root, label, as_name, parent_label)
@@ -72,7 +74,7 @@ def recognise(root: bytes, label: bytes, as_name: bytes | None, *, parent_label:
             "(session, session-ID, RemoteAuth-ID), nor one with a directory for each user"
         )
     for session in found.sessions:
-        check_name(session.name)
+        check_name(session.name, OTHER_NAME)
     return found
 
 
@@ -85,14 +87,6 @@ def recognise_archive(root: bytes, label: bytes, as_name: bytes | None) -> Layou
             break
         root, parent_label, label = _join(root, names[0]), label, names[0]
     return recognise(root, label, as_name, parent_label=parent_label)
-
-
-def check_name(name: bytes) -> None:
-    """Raises UsageError unless a session may be called so."""
-    if not name or b"/" in name or b"\0" in name or name in (b".", b"..") or len(name) > NAME_MAX_BYTES:
-        raise UsageError(f"{_show(name)!r} can't be the name of a session: give another with --as")
-    if is_reserved(name):
-        raise UsageError(f"names that start with {_show(RESERVED_PREFIX)} are sessfs's own: give another with --as")
 
 
 def is_profile(directory: bytes) -> bool:

@@ -28,8 +28,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 import trio
 
-from sessfs.errors import PosixError
-from sessfs.local.policy import MountLimits, PolicyTable
+from sessfs.config import MAX_NUMBER
+from sessfs.errors import LocalStoreError, PosixError, UsageError
+from sessfs.local.policy import MountLimits, PolicyTable, SessionLimits
 from sessfs.local.reserved import RESERVED_PREFIX
 from sessfs.sessions.usage import measure_session
 from sessfs.types import ROOT_INO, Ino
@@ -48,6 +49,7 @@ RESERVE_MAX_BYTES = 16 << 20
 MEASURE_EVERY_S = 3.0
 WARN_SHARE = 0.8
 WARN_NAMES = 5
+UNREADABLE = "unreadable"
 DOT_SESSION = b"."
 
 
@@ -126,8 +128,9 @@ class Limits:
 
     def change(self, name: bytes | None, changes: Mapping[str, int | None]) -> None:
         """Set limits of the session *name*, or of the whole mount: None as it is without, 0 off. Durable with the next
-        commit, in force at once.
+        commit, in force at once. Raises UsageError for what is no limit of it.
         """
+        _check_changes(changes, MountLimits if name is None else SessionLimits)
         if name is None:
             self._table.change_mount_limits(changes)
         else:
@@ -256,14 +259,22 @@ class Limits:
             await self.measure()
 
     async def measure(self) -> None:
-        """Measure the sessions that may have changed since they were measured."""
+        """Measure the sessions that may have changed since they were measured; one that can't be read is left out until
+        something is made or grows in it.
+        """
         for session in list(self._watched):
             name = DOT_SESSION if session == ROOT_INO else self._inodes.find_session_name(session)
             if name is None or not self.caps(session).unique_bytes:
                 self._watched.discard(session)
                 self._measured.pop(session, None)
                 continue
-            await self._measure(session, name)
+            try:
+                await self._measure(session, name)
+            except LocalStoreError as exc:
+                self._watched.discard(session)
+                if (session, UNREADABLE) not in self._told:
+                    self._told.add((session, UNREADABLE))
+                    log.warning("what only session %s has can't be measured: %s", self._show(session), exc)
 
     async def _measure(self, session: Ino, name: bytes) -> None:
         counters = self._inodes.session_counters(session)
@@ -307,15 +318,7 @@ class Limits:
         }
         used: dict[str, int] = {"max_sessions": self.count_sessions(), "max_active": self.count_active()}
         return {
-            "limits": [
-                {
-                    "limit": name,
-                    "value": value or None,
-                    "set": getattr(stored, name) is not None,
-                    "used": used.get(name),
-                }
-                for name, value in now.items()
-            ],
+            "limits": [_row(name, value, used.get(name), stored) for name, value in now.items()],
             "sessions_with_their_own": sorted(name.decode(errors="surrogateescape") for name in self._own),
             "refusals": dict(self.refusals),
         }
@@ -330,15 +333,7 @@ class Limits:
         )
         return {
             "name": name.decode(errors="surrogateescape"),
-            "limits": [
-                {
-                    "limit": limit,
-                    "value": value or None,
-                    "set": own is not None and getattr(own, limit) is not None,
-                    "used": used,
-                }
-                for limit, value, used in rows
-            ],
+            "limits": [_row(limit, value, used, own) for limit, value, used in rows],
             "full": self._is_full(session, caps),
         }
 
@@ -376,6 +371,21 @@ class Limits:
         fullest = sorted(those, reverse=True)
         names = [f"{self._show(session)} ({share:.0%})" for share, session in fullest[:WARN_NAMES]]
         return ", ".join(names) + (", ..." if len(fullest) > WARN_NAMES else "")
+
+
+def _check_changes(changes: Mapping[str, object], known: type[MountLimits | SessionLimits]) -> None:
+    names = known.__struct_fields__
+    for name, value in changes.items():
+        if name not in names:
+            raise UsageError(f"{name!r} is not a limit that can be set there: there are {', '.join(names)}")
+        if value is not None and (type(value) is not int or not 0 <= value <= MAX_NUMBER):
+            raise UsageError(f"{name}: {value!r} is not a number from 0, for off, to {MAX_NUMBER}")
+
+
+def _row(limit: str, value: int, used: int | None, stored: MountLimits | SessionLimits | None) -> dict[str, Any]:
+    """One limit in a report; *stored* is what `sessfs limit` set where it counts."""
+    is_set = getattr(stored, limit, None) is not None
+    return {"limit": limit, "value": value or None, "set": is_set, "used": used}
 
 
 def find_session(volume: Volume, name: bytes) -> Ino | None:

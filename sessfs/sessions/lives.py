@@ -16,6 +16,7 @@ from sessfs.errors import LocalStoreError, MountBusy, PosixError, UsageError
 from sessfs.format.manifest import MANIFEST_VERSION, Manifest, chunk_places
 from sessfs.local.changes import SessionChanges
 from sessfs.local.reserved import VIEW_PREFIX, is_reserved, is_view
+from sessfs.sessions.names import check_name
 from sessfs.sync.history import manifest_chunks
 from sessfs.sync.installing import Installer, make_session, unnoted
 from sessfs.sync.restore import read_settled
@@ -196,9 +197,10 @@ class Lives:
             self._inodes.changes.note_whole(session)
 
     async def clone(self, name: bytes, new_name: bytes) -> None:
-        """A new session with the same content, all chunks shared; durable on return. Raises PosixError: ENOENT, EEXIST;
-        StoreCorrupt, RemoteError.
+        """A new session with the same content, all chunks shared; durable on return. Raises UsageError for what no
+        session may be called, PosixError: ENOENT, EEXIST; StoreCorrupt, RemoteError.
         """
+        check_name(new_name)
         await self._check_free(new_name)
         manifest = await self.capture(name)
         try:

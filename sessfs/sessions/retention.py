@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 import trio
 
-from sessfs.errors import MountBusy, PosixError, RemoteError
+from sessfs.errors import MountBusy, PosixError, SessfsError
 from sessfs.sessions.usage import list_sessions, rfc3339
 
 if TYPE_CHECKING:
@@ -121,13 +121,13 @@ class Retention:
         self._capped = 0
 
     async def run(self) -> None:
-        """A round an hour, for ever; started once, in the daemon's nursery."""
+        """A round an hour, for ever, whatever went wrong in the last; started once, in the daemon's nursery."""
         await trio.sleep(FIRST_ROUND_S)
         while True:
             try:
                 await self.round()
-            except RemoteError as exc:
-                log.warning("nothing expires while the remote does not answer: %s", exc)
+            except SessfsError as exc:
+                log.warning("a round of expiry was cut short, the next one goes on: %s", exc)
             await trio.sleep(ROUND_S)
 
     async def round(self, *, dry_run: bool = False, trust_clock: bool = False) -> Round:
@@ -135,7 +135,7 @@ class Retention:
         async with self._busy:
             if trust_clock and not dry_run:
                 self._guard.trust()
-            now_ns = self._guard.look(await self._newest_use_ns())
+            now_ns = self._guard.look(None if self._guard.has_looked else await self._known_before_ns())
             held = self._guard.reason
             if self._volume.read_only_reason is not None:
                 held = f"this mount is read-only: {self._volume.read_only_reason}"
@@ -149,13 +149,20 @@ class Retention:
                 purged = await self._purge(now_ns, dry_run=dry_run)
         return Round(dry_run, held, sessions, purged)
 
-    async def _newest_use_ns(self) -> int:
-        newest = 0
+    async def _known_before_ns(self) -> int | None:
+        """The last that is known to have happened before this mount, by what was there before it, here and in the
+        remote; 0 when there was something and it is not known when, None when there was nothing. Raises RemoteError.
+        """
+        if self._remote is not None:
+            await self._remote.list_all()
+            await self._remote.learn_ages(LEARN_PER_ROUND)
+        times = [one.removed_ns for one in await self._trash.entries()]
         for number, (_, session) in enumerate(list_sessions(self._inodes)):
-            newest = max(newest, self._last_use.last_use_ns(session))
+            times.append(self._last_use.last_use_ns(session))
+            times += [snapshot.taken_ns for _, snapshot in self._volume.places.snapshots.entries(session)]
             if number % PAUSE_EVERY == 0:
                 await trio.lowlevel.checkpoint()
-        return newest
+        return max((time_ns for time_ns in times if time_ns < self._guard.began_ns), default=None)
 
     async def _due(self, now_ns: int) -> list[_Due]:
         """The sessions that are due, not used for the longest time first."""
@@ -291,8 +298,8 @@ class Retention:
         self._remote.make_stub(one.session, one.name)
 
     def purged_ns(self, one: Trashed) -> int:
-        """When a session in the trash goes for good."""
-        return one.removed_ns + int(self._rules.trash_days * DAY_NS)
+        """When a session in the trash goes for good; 0 where it is not known when it was removed: then it stays."""
+        return one.removed_ns and one.removed_ns + int(self._rules.trash_days * DAY_NS)
 
     async def _purge(self, now_ns: int, *, dry_run: bool) -> list[str]:
         before_ns = now_ns - int(self._rules.trash_days * DAY_NS)

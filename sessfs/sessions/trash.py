@@ -13,7 +13,8 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sessfs.errors import MountBusy, PosixError, UsageError
-from sessfs.local.reserved import TRASH_PREFIX, is_reserved
+from sessfs.local.reserved import TRASH_PREFIX
+from sessfs.sessions.names import check_name
 from sessfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 NAME_XATTR = b"trusted.sessfs.trash-name"
 TIME_XATTR = b"trusted.sessfs.trash-time"
 TIME = struct.Struct("<q")
-NAME_MAX_BYTES = 255
 
 
 class Mover(Protocol):
@@ -49,7 +49,7 @@ class Mover(Protocol):
 
 
 class Trashed(NamedTuple):
-    """One session in the trash: its name there, its name before, when it was removed (ns since 1970)."""
+    """One session in the trash: its name there, its name before, when it was removed (ns since 1970, 0 for unknown)."""
 
     entry: bytes
     name: bytes
@@ -121,9 +121,8 @@ class Trash:
         if not matching:
             raise UsageError(f"there is no {_show(wanted)} in the trash: `sessfs trash list` says what is")
         one = matching[-1]
-        name = as_name or one.name
-        if is_reserved(name) or b"/" in name or name in (b".", b"..") or not 0 < len(name) <= NAME_MAX_BYTES:
-            raise UsageError(f"{_show(name)} can't be the name of a session: give another by --as")
+        name = one.name if as_name is None else as_name
+        check_name(name, "give another by --as")
         try:
             await self._lives.locate(name)
         except PosixError as exc:
@@ -142,8 +141,10 @@ class Trash:
 
     async def purge(self, before_ns: int | None = None, wanted: bytes | None = None) -> list[Trashed]:
         """Remove for good what was removed before *before_ns*, or what has the name *wanted*; all of it with neither.
-        Returns what is gone; what is still in use stays. Raises RemoteError.
+        Returns what is gone; what is still in use stays. Raises UsageError for an empty name, RemoteError.
         """
+        if wanted == b"":
+            raise UsageError("an empty name is that of no session: to empty the whole trash, give none at all")
         gone = []
         for one in await self.entries():
             is_old = before_ns is None or 0 < one.removed_ns < before_ns

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from sessfs.local.reserved import is_reserved
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from sessfs.local.chunkstore import References
     from sessfs.local.inodes import Inode, Inodes
@@ -46,7 +47,7 @@ def rfc3339(time_ns: int) -> str | None:
     return datetime.fromtimestamp(time_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-async def iter_session_inodes(inodes: Inodes, session: Ino) -> AsyncIterator[Inode]:
+async def iter_session_inodes(inodes: Inodes, session: Ino) -> AsyncGenerator[Inode, None]:
     """Every inode of the session, its root first, each once; lets other tasks run in between."""
     stack = [session]
     seen: set[Ino] = set()
@@ -70,20 +71,21 @@ async def iter_session_inodes(inodes: Inodes, session: Ino) -> AsyncIterator[Ino
 
 
 async def measure_session(inodes: Inodes, references: References, name: bytes, session: Ino) -> SessionUsage:
-    """What the session takes at this time; changes made meanwhile may be in it or not."""
+    """What the session takes at this time; changes made meanwhile may be in it or not. Raises LocalStoreError."""
     uses: Counter[ChunkId] = Counter()
     lengths: dict[ChunkId, int] = {}
     unique = 0
-    async for inode in iter_session_inodes(inodes, session):
-        if not stat.S_ISREG(inode.mode):
-            continue
-        cold = sum(end - start for start, end in inode.cold)
-        unique += inode.size - cold
-        if inode.cold:
-            for extent in inodes.load_recipe(inode):
-                if not extent.is_hole:
-                    uses[extent.chunk] += 1
-                    lengths[extent.chunk] = extent.end - extent.start
+    async with aclosing(iter_session_inodes(inodes, session)) as nodes:
+        async for inode in nodes:
+            if not stat.S_ISREG(inode.mode):
+                continue
+            cold = sum(end - start for start, end in inode.cold)
+            unique += inode.size - cold
+            if inode.cold:
+                for extent in inodes.load_recipe(inode):
+                    if not extent.is_hole:
+                        uses[extent.chunk] += 1
+                        lengths[extent.chunk] = extent.end - extent.start
     unique += sum(lengths[cid] for cid, n in uses.items() if references.count(cid) <= n)
     counters = inodes.session_counters(session)
     return SessionUsage(

@@ -35,6 +35,8 @@ RETRY_S = 30.0
 GOOD = "good"
 BAD = "bad"
 VERDICTS = ("", GOOD, BAD)
+MARK_MAX = 255
+"""Characters; the most that the record of a session in the remote may have."""
 
 
 class SnapshotInfo(NamedTuple):
@@ -70,6 +72,15 @@ def manifest_chunks(manifest: Manifest) -> Iterator[ChunkId]:
     for record in manifest.nodes:
         if record.recipe:
             yield from Recipe(record.recipe).iter_chunks()
+
+
+def _check_mark(mark: str) -> None:
+    try:
+        mark.encode()
+    except UnicodeEncodeError as exc:
+        raise UsageError(f"the mark {mark!r} is not UTF-8: choose another") from exc
+    if len(mark) > MARK_MAX:
+        raise UsageError(f"the mark has {len(mark)} characters: {MARK_MAX} are the most")
 
 
 def _verdict(text: str) -> Verdict:
@@ -205,6 +216,7 @@ class History:
         """The session as it is now, as a snapshot, durable; a marked one is kept until it is unmarked. Raises
         SessfsError, nothing being taken then.
         """
+        _check_mark(mark)
         if session == ROOT_INO:
             raise UsageError("the files directly in the mountpoint have no snapshots of their own")
         if not self._table.entries(session) and self._inodes.changes is not None:
@@ -220,7 +232,10 @@ class History:
         return self.get(session, infos[-1].sequence)
 
     async def mark(self, session: Ino, sequence: int, mark: str) -> None:
-        """Set the operator's word for a snapshot, which keeps it; an empty one lets it go as the policy says."""
+        """Set the operator's word for a snapshot, which keeps it; an empty one lets it go as the policy says. Raises
+        UsageError, SessfsError.
+        """
+        _check_mark(mark)
         self._set(session, sequence, mark=mark)
         self.prune(session)
         await self._save(session)

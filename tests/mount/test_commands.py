@@ -284,6 +284,7 @@ def test_status_of_all_mounts_shows_dead_ones_too(mount: Mounted) -> None:
 
 
 def test_status_for_people_has_units(mount: Mounted) -> None:
+    os.listdir(mount.path)
     shown = mount.sessfs("status", str(mount.path)).stdout
     assert re.search(r"^memory +\d+\.\d MiB$", shown, re.MULTILINE)
     assert re.search(r"^uptime +[\d.]+ s$", shown, re.MULTILINE)

@@ -124,10 +124,17 @@ def test_purge_wants_to_be_sure_and_alone(mounted: Mounted) -> None:
     (mounted.path / ONE / "f").write_bytes(b"content")
     done = mounted.sessfs("rm", str(mounted.path / ONE), "--purge", check=False)
     assert (done.returncode, "--yes" in done.stderr) == (2, True)
+    mounted.sessfs("limit", str(mounted.path / ONE), "--max-session-bytes", "1G")
     with (mounted.path / ONE / "f").open():
         done = mounted.sessfs("rm", str(mounted.path / ONE), "--purge", "--yes", check=False)
         assert done.returncode == 17
     assert (mounted.path / ONE / "f").read_bytes() == b"content"
+    # What is refused leaves the session's limits, what is done takes them along, at once.
+    for _ in range(2):
+        assert mounted.control("limit", {"session": None})["sessions_with_their_own"] == [ONE]
+        mounted.remount()
+    purge(mounted)
+    assert mounted.control("limit", {"session": None})["sessions_with_their_own"] == []
 
 
 def test_purge_of_a_mount_without_a_remote(tmp_path: Path) -> None:

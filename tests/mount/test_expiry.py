@@ -101,6 +101,14 @@ def test_removed_sessions_rest_in_the_trash() -> None:
         done = expire(mounted)
         assert {name for name, kept in done.items() if kept is None} == {"alice", "back"}
         os.close(fd)
+        with pytest.raises(UsageError, match="empty name"):
+            mounted.control("trash_empty", {"name": ""})
+        with open_store(mounted.path) as store, pytest.raises(UsageError, match="empty name"):
+            store.empty_trash("")
+        with pytest.raises(UsageError, match="--as"):
+            mounted.control("trash_restore", {"name": "back", "as_name": ""})
+        refused = mounted.sessfs("trash", "empty", str(mounted.path), "", check=False)
+        assert (refused.returncode, "empty" in refused.stderr) == (2, True)
         assert mounted.control("trash_empty", {"name": "back"}) == {"gone": ["back"]}
         assert [row["name"] for row in mounted.control("trash_list", {})["trash"]] == ["alice"]
         assert "alice" in mounted.sessfs("trash", "empty", str(mounted.path)).stdout

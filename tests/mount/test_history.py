@@ -99,6 +99,10 @@ def test_clone_is_there_at_once_where_it_was_known_to_be_missing(mounted: Mounte
     assert done.returncode == 1
     assert "user2 exists already" in done.stderr
     assert mounted.sessfs("clone", str(mounted.path / "nobody"), "user3", check=False).returncode == 1
+    for name in (".sessfs-trash-0", "x" * 256, "a/b", ""):
+        done = mounted.sessfs("clone", str(session), name, check=False)
+        assert (done.returncode, "name of a session" in done.stderr) == (2, True)
+    assert sorted(os.listdir(mounted.path)) == ["user1", "user2"]
 
 
 def test_views_are_found_by_exact_name_only_and_go(mounted: Mounted) -> None:

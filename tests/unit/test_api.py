@@ -154,7 +154,7 @@ def test_open_of_what_is_no_file(target: str, path: str, number: int) -> None:
     assert caught.value.errno == number
 
 
-@pytest.mark.parametrize("name", ["absent", ".", "..", "", "a/b", ".sessfs-view-1"])
+@pytest.mark.parametrize("name", ["absent", ".", "..", "", "a/b", ".sessfs-view-1", "x" * 256])
 def test_session_that_is_not_there(target: str, name: str) -> None:
     with sessfs.open_store(target) as store, pytest.raises(PosixError if name == "absent" else UsageError):
         store.session(name)

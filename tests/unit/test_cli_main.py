@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import typer.main
 
-from sessfs.cli import main, output
+from sessfs.cli import expiring, limiting, main, output
 from sessfs.cli.tables import print_table
 from sessfs.errors import MountBusy, NotMounted, SessfsError
 
@@ -54,11 +54,55 @@ def test_run_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.Cap
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trash", "empty", "MOUNTPOINT", ""],
+        ["trash", "empty", ""],
+        ["trash", "restore", "MOUNTPOINT", "user1", "--as", ""],
+        ["trash", "restore", "MOUNTPOINT", ""],
+        ["expire", ""],
+        ["rm", "", "--purge", "--yes"],
+        ["rollback", ""],
+        ["clone", "", "user2"],
+        ["history", ""],
+        ["limit", "", "--max-sessions", "1"],
+        ["sync", ""],
+        ["check", ""],
+        ["export", "", "out"],
+        ["import", "", "MOUNTPOINT"],
+        ["gc", ""],
+        ["umount", ""],
+        ["mount", ""],
+    ],
+)
+def test_run_empty_argument_means_nothing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable that is not set: neither everything nor the directory that a script happens to be in."""
+    assert main.run(arguments) == 2
+    assert "is a variable not set?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("flag", "text"), [("--max-session-bytes", "99999999T"), ("--max-sessions", str(1 << 63))])
+def test_run_limit_beyond_all_bounds_is_named(
+    flag: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(limiting, "mount_of", lambda place: tmp_path)
+    assert main.run(["limit", str(tmp_path), flag, text]) == 2
+    assert f"{flag}: '{text}'" in capsys.readouterr().err
+
+
 def test_run_bad_setting_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main.run(["mount", str(tmp_path / "m"), "--state", str(tmp_path / "s"), "--cache-size", "many"])
     assert code == 2
     assert "the flag --cache-size: 'many'" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
+
+
+def test_trash_list_of_what_has_no_time(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"name": "user1", "removed": None, "gone_for_good": None, "logical_bytes": 0, "entry": ".sessfs-trash-0"}
+    monkeypatch.setattr(expiring, "_call", lambda mountpoint, verb, params: {"trash": [row]})
+    assert main.run(["trash", "list", "/x"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:3] == ["user1", "-", "-"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,6 +35,15 @@ def test_parse_undoes_escapes_and_skips_optional_fields() -> None:
     mount = mountinfo.parse(LINES)[1]
     assert mount.mountpoint == "/srv/with space\\and\ttab"
     assert (mount.source, mount.fs_type, mount.device, mount.mount_id) == ("/var/lib/a b", "fuse.sessfs", "0:45", 40)
+
+
+def test_parse_takes_line_feeds_alone_for_ends_of_lines() -> None:
+    """Others are not escaped, and anybody may mount on a directory with such a name."""
+    odd = b"45 27 0:50 / /home/x/a\rb\x0bc\x0cd\x1ce\x85f rw - fuse.other other rw\n"
+    mounts = mountinfo.parse(odd + LINES)
+    assert len(mounts) == 1 + len(mountinfo.parse(LINES))
+    assert os.fsencode(mounts[0].mountpoint) == b"/home/x/a\rb\x0bc\x0cd\x1ce\x85f"
+    assert mountinfo.parse(b"") == []
 
 
 @pytest.mark.usefixtures("mounts")

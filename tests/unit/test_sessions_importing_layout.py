@@ -115,7 +115,7 @@ def test_anything_else_is_refused_and_says_what_was_looked_for(tmp_path: Path) -
         of(tmp_path)
 
 
-@pytest.mark.parametrize("name", [b".sessfs-view-1", b".", b"..", b"a/b", b"x" * 256])
+@pytest.mark.parametrize("name", [b"", b".sessfs-view-1", b".", b"..", b"a/b", b"x" * 256])
 def test_names_that_no_session_may_have_are_refused(tmp_path: Path, name: bytes) -> None:
     with pytest.raises(UsageError, match="--as"):
         of(profile(tmp_path / "p"), name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sessfs.errors import PosixError
+from sessfs.errors import PosixError, StoreCorrupt, UsageError
 from sessfs.local.policy import MountLimits
 from sessfs.sessions.limits import ADMITTED_S, Limits
 from tests.support.volumes import open_box
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from sessfs.format.recipe import Recipe
+    from sessfs.local.inodes import Inode
     from tests.support.volumes import Box
 
 KIB = 1024
@@ -174,3 +176,37 @@ async def test_warnings_name_the_fullest_few(tmp_path: Path) -> None:
         assert "8 sessions use 80 % or more of --max-session-bytes: user7 (94%), user6" in found[1]
         assert "user2" not in found[1]
         assert len(found) == 2
+
+
+async def test_a_session_that_cant_be_read_does_not_end_the_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with two_sessions(tmp_path / "s") as box:
+        await box.seal()
+        limits = limits_over(box, max_unique_bytes=100 * KIB)
+        damaged, load = box.get(b"a/f"), box.volume.inodes.load_recipe
+
+        def load_recipe(inode: Inode) -> Recipe:
+            if inode.ino == damaged.ino:
+                raise StoreCorrupt("the recipe does not decode")
+            return load(inode)
+
+        monkeypatch.setattr(box.volume.inodes, "load_recipe", load_recipe)
+        for _ in range(2):
+            for name in (b"a", b"b"):
+                limits.add_name(box.get(name).ino)
+            await limits.measure()
+        assert caplog.text.count("does not decode") == 1
+
+
+@pytest.mark.parametrize("changes", [{"max_session_bytes": 1 << 63}, {"max_session_bytes": -1}, {"max_widgets": 1}])
+async def test_what_is_no_limit_is_refused(tmp_path: Path, changes: dict[str, int]) -> None:
+    async with two_sessions(tmp_path / "s") as box:
+        limits = limits_over(box)
+        for name in (None, b"a"):
+            with pytest.raises(UsageError, match="max_"):
+                limits.change(name, changes)
+        with pytest.raises(UsageError, match="max_sessions"):
+            limits.change(b"a", {"max_sessions": 1})
+        limits.change(b"a", {"max_session_bytes": (1 << 63) - 1})
+        await box.commit()

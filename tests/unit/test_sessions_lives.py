@@ -86,6 +86,19 @@ async def test_clone_onto_a_name_that_is_taken_is_refused(tmp_path: Path) -> Non
     assert_clean(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", [b"", b".", b"..", b"a/b", b"a\0b", b"x" * 256, b".sessfs-foo", b".sessfs-view-7", b".sessfs-trash-0"]
+)
+async def test_clone_onto_a_name_that_no_session_may_have_is_refused(tmp_path: Path, name: bytes) -> None:
+    async with open_box(tmp_path) as box:
+        local = Local(box)
+        await fill(box)
+        with pytest.raises(UsageError, match="name of a session"):
+            await local.lives.clone(b"user1", name)
+        assert box.volume.namespace.list_names(ROOT_INO) == [b"user1"]
+    assert_clean(tmp_path)
+
+
 async def test_rollback_brings_back_what_was_and_keeps_what_it_replaces(tmp_path: Path) -> None:
     async with open_box(tmp_path) as box:
         local = Local(box)
@@ -172,6 +185,22 @@ async def test_rollback_keeps_what_sessfs_notes_at_the_session(tmp_path: Path) -
         box.volume.inodes.set_xattr(box.get(b"user1").ino, b"trusted.sessfs.new", b"2")
         await local.lives.rollback(b"user1", info.sequence)
         assert dict(box.volume.inodes.iter_xattrs(box.get(b"user1").ino)) == {b"trusted.sessfs.new": b"2"}
+
+
+@pytest.mark.parametrize("mark", ["\udcff", "x" * 256])
+async def test_a_mark_that_cant_be_kept_is_refused_before_anything_is_taken(tmp_path: Path, mark: str) -> None:
+    async with open_box(tmp_path) as box:
+        local = Local(box)
+        await fill(box)
+        session = box.get(b"user1").ino
+        with pytest.raises(UsageError, match="the mark"):
+            await local.history.take(session, mark)
+        assert local.history.list(session) == []
+        info = await local.history.take(session, "x" * 255)
+        with pytest.raises(UsageError, match="the mark"):
+            await local.history.mark(session, info.sequence, mark)
+        assert local.history.list(session) == [info]
+    assert_clean(tmp_path)
 
 
 async def test_view_shows_a_snapshot_and_is_no_session(tmp_path: Path) -> None:

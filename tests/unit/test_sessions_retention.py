@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from sessfs.errors import UsageError
+from sessfs.errors import StoreFull, UsageError
+from sessfs.sessions import retention
 from sessfs.sessions.retention import CAP_SHARE, HIBERNATE, REMOVE
 from tests.support.memorystore import MemoryStore
 from tests.support.retaining import BACKUP, CHROME, Keeping
-from tests.support.volumes import Clock, assert_clean, open_box, open_machine
+from tests.support.volumes import Clock, assert_clean, open_box, open_machine, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -353,6 +354,77 @@ async def test_a_mount_that_was_away_for_long_waits(tmp_path: Path, looked_befor
         assert (done.held, done_of(done)) == (None, 5)
 
 
+@pytest.mark.parametrize("expire_days", [None, EXPIRE_DAYS])
+async def test_an_empty_disk_with_a_wrong_clock_waits(tmp_path: Path, expire_days: float | None) -> None:
+    """What is used under the wrong clock does not vouch for it; what the remote has is of long ago."""
+    store = MemoryStore()
+    clock = Clock()
+    async with open_machine(tmp_path / "a", store, clock=clock) as first:
+        keeping = Keeping(first, None, REMOVE)
+        for name in (b"gone", b"idle", b"used"):
+            first.mkdir(name)
+            await first.write(name + b"/f", name)
+        await first.publish()
+        keeping.trash.put(b"gone")
+        await first.publish()
+    clock.advance(400 * DAY_S)
+    async with open_machine(tmp_path / "b", store, name="b", clock=clock) as second:
+        keeping = Keeping(second, expire_days, REMOVE)
+        await second.load(b"used")
+        await second.write(b"used/f", b"today")
+        second.mkdir(b"new")
+        await second.publish()
+        for hour in range(25):
+            done = await keeping.retention.round()
+            assert ((done.held is None), done.purged) == ((hour == 24), ["gone"] if hour == 24 else []), hour
+            clock.advance(3600)
+        assert done_of(done) == (0 if expire_days is None else 1)
+
+
+async def test_an_empty_disk_with_a_right_clock_does_not_wait(tmp_path: Path) -> None:
+    store = MemoryStore()
+    clock = Clock()
+    async with open_machine(tmp_path / "a", store, clock=clock) as first:
+        first.mkdir(b"old")
+        await first.publish()
+        clock.advance(31 * DAY_S)
+        first.mkdir(b"young")
+        await first.publish()
+    clock.advance(DAY_S)
+    async with open_machine(tmp_path / "b", store, name="b", clock=clock) as second:
+        done = await Keeping(second, EXPIRE_DAYS, REMOVE).retention.round()
+        assert (done.held, [(one.name, one.kept) for one in done.sessions]) == (None, [("old", None)])
+
+
+async def test_sessions_of_unknown_age_on_an_empty_disk_wait(tmp_path: Path) -> None:
+    store = MemoryStore()
+    async with open_machine(tmp_path / "a", store) as first:
+        first.mkdir(b"user")
+        await first.publish()
+    async with open_machine(tmp_path / "b", store, name="b") as second:
+        keeping = Keeping(second, EXPIRE_DAYS, REMOVE)
+        second.sessions.learn_ages = learn_nothing  # type: ignore[method-assign]
+        assert (await keeping.retention.round()).held is not None
+
+
+async def learn_nothing(limit: int) -> None:
+    """The remote has no times to tell."""
+
+
+async def test_a_first_use_under_a_wrong_clock_does_not_vouch_for_it(tmp_path: Path) -> None:
+    """Without a remote, in a state whose mounts were too short for a round."""
+    clock = Clock()
+    async with open_box(tmp_path / "a", clock=clock) as box:
+        await fill(box, 2)
+        Keeping(box, None, REMOVE).trash.put(b"user0")
+    clock.advance(400 * DAY_S)
+    async with open_box(tmp_path / "a", clock=clock) as box:
+        keeping = Keeping(box, None, REMOVE)
+        await box.write(b"user1/f", b"today")
+        done = await keeping.retention.round()
+        assert (done.held is not None, done.purged) == (True, [])
+
+
 async def test_a_round_does_a_tenth(tmp_path: Path) -> None:
     async with open_box(tmp_path / "a") as box:
         keeping = Keeping(box, 5, REMOVE)
@@ -368,6 +440,34 @@ async def test_a_round_does_a_tenth(tmp_path: Path) -> None:
         assert max(counts) == 200 // CAP_SHARE
         assert sum(counts) == 200
         assert keeping.retention.warnings() == []
+
+
+async def test_rounds_go_on_where_the_disk_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "FIRST_ROUND_S", 0.0)
+    monkeypatch.setattr(retention, "ROUND_S", 0.01)
+    async with open_box(tmp_path / "a") as box:
+        keeping = Keeping(box, None, REMOVE)
+        await fill(box, 2)
+        await keeping.retention.round()
+        for name in (b"user0", b"user1"):
+            keeping.trash.put(name)
+        keeping.wall_ahead_ns = 31 * DAY_NS
+        keeping.guard.trust()
+        settled, tried = keeping.lives.settled, 0
+
+        async def full_at_first() -> None:
+            nonlocal tried
+            tried += 1
+            if tried == 1:
+                raise StoreFull("no room for the commit")
+            await settled()
+
+        monkeypatch.setattr(keeping.lives, "settled", full_at_first)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keeping.retention.run)
+            await wait_until(lambda: tried > 1)
+            nursery.cancel_scope.cancel()
+        assert await keeping.names_in_trash() == []
 
 
 # -- the trash
@@ -392,6 +492,35 @@ async def test_trash_gives_back_what_was_removed(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="trash list"):
             await keeping.trash.restore(b"user")
         assert box.volume.inodes.find_xattr(box.get(b"older").ino, b"trusted.sessfs.trash-name") is None
+    assert_clean(tmp_path / "a")
+
+
+async def test_an_empty_name_is_not_the_whole_trash(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "a") as box:
+        keeping = Keeping(box, None, REMOVE)
+        box.mkdir(b"user")
+        keeping.trash.put(b"user")
+        with pytest.raises(UsageError, match="empty name"):
+            await keeping.trash.purge(wanted=b"")
+        with pytest.raises(UsageError, match="--as"):
+            await keeping.trash.restore(b"user", b"")
+        assert await keeping.names_in_trash() == [b"user"]
+    assert_clean(tmp_path / "a")
+
+
+async def test_what_has_no_time_in_the_trash_stays(tmp_path: Path) -> None:
+    async with open_box(tmp_path / "a") as box:
+        keeping = Keeping(box, None, REMOVE)
+        await fill(box, 1)
+        keeping.lives.rename(b"user0", b".sessfs-trash-0")
+        (one,) = await keeping.trash.entries()
+        assert keeping.retention.purged_ns(one) == 0
+        box.clock.advance(100 * DAY_S)
+        keeping.guard.trust()
+        assert (await keeping.retention.round()).purged == []
+        for name in (b".sessfs-x", b"x" * 256, b"a/b"):
+            with pytest.raises(UsageError, match="--as"):
+                await keeping.trash.restore(b".sessfs-trash-0", name)
     assert_clean(tmp_path / "a")
 
 
