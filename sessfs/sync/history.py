@@ -21,7 +21,7 @@ from sessfs.local.snapshots import Snapshot
 from sessfs.types import ROOT_INO
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from sessfs.local.chunkstore import References
     from sessfs.local.inodes import Inodes
@@ -268,10 +268,13 @@ class History:
             if sequence not in kept and not snapshot.mark:
                 self._drop(session, sequence)
 
-    def prune_all(self, sessions: Iterable[Ino]) -> None:
-        """`prune` each."""
-        for session in sessions:
-            self.prune(session)
+    def prune_all(self) -> None:
+        """`prune` each session; one whose snapshots are damaged keeps them all."""
+        for session in list(self._table.iter_sessions()):
+            try:
+                self.prune(session)
+            except StoreCorrupt as exc:
+                log.error("the snapshots of session %s stay as they are: %s", self._name(session), exc)
 
     def _drop(self, session: Ino, sequence: int) -> None:
         """Drop one snapshot, and hidden ones that nothing builds upon any more."""
@@ -305,12 +308,19 @@ class History:
 
     async def run(self) -> None:
         """Take the snapshots that are due, for ever; started once, in the daemon's nursery."""
-        self.prune_all(list(self._table.iter_sessions()))
+        self.prune_all()
         while True:
             await trio.sleep(POLL_S)
-            for session in self._snapshotter.due():
-                try:
-                    await self._snapshotter.snapshot(session)
-                except SessfsError as exc:
-                    log.error("no snapshot of session %s, will be tried again: %s", self._name(session), exc)
-                    await trio.sleep(RETRY_S)
+            try:
+                for session in self._snapshotter.due():
+                    await self._take_due(session)
+            except SessfsError as exc:
+                log.error("which snapshots are due can't be told: %s", exc)
+                await trio.sleep(RETRY_S)
+
+    async def _take_due(self, session: Ino) -> None:
+        try:
+            await self._snapshotter.snapshot(session)
+        except SessfsError as exc:
+            log.error("no snapshot of session %s, will be tried again: %s", self._name(session), exc)
+            await trio.sleep(RETRY_S)

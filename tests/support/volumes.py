@@ -438,4 +438,4 @@ def _start(machine: Machine) -> None:
     volume = machine.volume
     note_unpublished(volume.inodes, volume.places, machine.changes)
     take_in(machine.node, volume.places, machine.sessions)
-    machine.history.prune_all(list(volume.places.snapshots.iter_sessions()))
+    machine.history.prune_all()

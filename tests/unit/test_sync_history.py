@@ -6,12 +6,14 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sessfs.errors import StoreCorrupt, UsageError
 from sessfs.format.envelope import PlainEnvelope
 from sessfs.format.segment import parse_segment_key, segment_key
+from sessfs.sync import history
 from sessfs.sync.bucket import Bucket, read_truth
 from sessfs.sync.gc import Options, collect
 from sessfs.sync.keeping import DAY_NS, HOUR_NS, Policy
@@ -227,6 +229,28 @@ async def test_a_lost_manifest_is_damage_and_fsck_says_so(tmp_path: Path) -> Non
             await local.history.load(session, 1)
     with pytest.raises(AssertionError, match="snapshot 1 is listed, and not stored"):
         assert_clean(tmp_path)
+
+
+async def test_a_lost_manifest_keeps_nobody_elses_snapshots_from_being_dropped_and_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(history, "POLL_S", 0.01)
+    async with open_box(tmp_path) as box:
+        plenty = Local(box, PLENTY)
+        for name in (b"damaged", b"sound"):
+            box.mkdir(name)
+            for number in range(3):
+                await box.write(name + b"/f", b"%d" % number)
+                # So that none builds upon another.
+                box.volume.changes.note_whole(box.get(name).ino)
+                await plenty.history.take(box.get(name).ino)
+        box.volume.meta.delete("manifests", next(iter(box.volume.meta.scan("manifests")))[0])  # type: ignore[arg-type]
+        local = Local(box, ONLY_LATEST)
+        sound = box.get(b"sound").ino
+        with trio.move_on_after(0.2):
+            await local.history.run()
+        assert sequences(local.history, sound) == [3]
+        assert "the snapshots of session damaged stay as they are" in caplog.text
 
 
 async def test_a_state_with_history_gets_a_remote(tmp_path: Path) -> None:
