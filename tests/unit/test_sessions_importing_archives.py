@@ -244,13 +244,9 @@ def test_what_became_a_pipe_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE])
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("mtime", "nan"), ("mtime", "inf"), ("mtime", "1e300"), ("mtime", "1e99999999"), ("uid", str(1 << 40))],
-)
-def test_attributes_without_sense_are_refused(tmp_path: Path, key: str, value: str, kind: bytes) -> None:
+def test_an_owner_that_can_not_be_is_refused(tmp_path: Path, kind: bytes) -> None:
     member = info("odd", kind, "target")
-    member.pax_headers = {key: value}
+    member.pax_headers = {"uid": str(1 << 40)}
     refused(tar_of(tmp_path / "x.tar", (info("ok"), b""), (member, b"")), "near 'odd'")
 
 
