@@ -11,8 +11,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sessfs.errors import RemoteConflict, RemoteMissing, RemoteUnsuitable
+from sessfs.remote.parallel import for_each, over
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from sessfs.remote.objectstore import Capabilities, ObjectStore
 
 PROBE_PREFIX = "probe/"
@@ -21,37 +24,48 @@ PROBE_PREFIX = "probe/"
 async def probe(store: ObjectStore) -> Capabilities:
     """Try reading, listing, conditional writes and deleting under `probe/`, clean up, and say what was found.
 
-    Sends about nine small requests. Several nodes may probe at once. Raises RemoteUnsuitable if the endpoint does not
-    give back what it was given or its listing misses it; RemoteUnavailable and RemoteDenied as any request. Probe
-    through a Retrying store if a passing fault should not matter.
+    Sends a dozen small requests, of which six at most wait for each other. Several nodes may probe at once. Raises
+    RemoteUnsuitable if the endpoint does not give back what it was given or its listing misses it; RemoteUnavailable
+    and RemoteDenied as any request. Probe through a Retrying store if a passing fault should not matter.
     """
     name = f"{PROBE_PREFIX}{secrets.token_hex(8)}"
-    first, second = f"{name}-1", f"{name}-2"
-    try:
+    first, second, third = (f"{name}-{number}" for number in (1, 2, 3))
+    conditional = False
+
+    async def try_conditions() -> None:
+        nonlocal conditional
         conditional = await _conditional_writes(store, first, second)
-        await _read_back(store, first, second)
+
+    try:
+        await _together(try_conditions, lambda: _read_back(store, third))
     finally:
-        await store.delete([first, second])
-    await _check_deleted(store, first)
+        await store.delete([first, second, third])
+    await _check_deleted(store, third)
     return replace(store.capabilities(), conditional_writes=conditional)
 
 
+async def _together(*works: Callable[[], Awaitable[None]]) -> None:
+    await for_each(over(works), lambda work: work(), len(works))
+
+
 async def _conditional_writes(store: ObjectStore, first: str, second: str) -> bool:
-    """Whether put_if is compare-and-swap; on return an object is at *first*."""
+    """Whether put_if is compare-and-swap."""
+    refused: list[bool] = []
+
+    async def attempt(key: str, etag: str | None) -> None:
+        refused.append(await _refused(store, key, etag))
+
     try:
         etag = await store.put_if(first, secrets.token_bytes(16), None)
-        kept = (
-            await _refused(store, first, None)
-            and await _refused(store, first, _other(etag))
-            and await _refused(store, second, etag)
+        await _together(
+            lambda: attempt(first, None), lambda: attempt(first, _other(etag)), lambda: attempt(second, etag)
         )
-        if not kept:
+        if not all(refused):
             return False
         changed = await store.put_if(first, secrets.token_bytes(16), etag)
         return await _refused(store, first, etag) and changed != etag
     except (RemoteUnsuitable, RemoteConflict):
         # The header is not known there, or the write that had to succeed was refused.
-        await store.put(first, secrets.token_bytes(16))
         return False
 
 
@@ -70,19 +84,28 @@ def _other(etag: str) -> str:
     return etag[:-1] + last
 
 
-async def _read_back(store: ObjectStore, first: str, second: str) -> None:
+async def _read_back(store: ObjectStore, key: str) -> None:
     body = secrets.token_bytes(64)
-    etag = await store.put(first, body)
-    whole = await store.get(first)
-    part = await store.get(first, 16, 32)
-    listed = [entry.key for entry in await store.list_page(first)]
-    if whole.body != body or part.body != body[16:48] or whole.etag != etag or listed != [first]:
+    etag = await store.put(key, body)
+    is_same: list[bool] = []
+
+    async def whole() -> None:
+        found = await store.get(key)
+        is_same.append(found.body == body and found.etag == etag)
+
+    async def part() -> None:
+        is_same.append((await store.get(key, 16, 32)).body == body[16:48])
+
+    async def listed() -> None:
+        is_same.append([entry.key for entry in await store.list_page(key)] == [key])
+
+    await _together(whole, part, listed)
+    if not all(is_same):
         where = store.capabilities()
         raise RemoteUnsuitable(
             f"{where.endpoint} at {where.location} does not give back what was just written there; "
             "use another endpoint, or remove the cache or proxy before it"
         )
-    await store.put(second, body)
 
 
 async def _check_deleted(store: ObjectStore, key: str) -> None:
