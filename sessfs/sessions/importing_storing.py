@@ -10,7 +10,7 @@ import trio
 from sessfs.errors import LocalStoreError, StoreFull
 from sessfs.format.recipe import Recipe
 from sessfs.sessions.importing_report import Outcome, Refused
-from sessfs.vfs.sealjobs import CompareRequest, FinishRequest, IngestRequest, SourceRange
+from sessfs.vfs.sealjobs import CompareRequest, FinishRequest, IngestRequest, SourceRange, iter_groups
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -163,17 +163,7 @@ def _bounds(size: int, recipe: Recipe) -> Iterator[tuple[int, int]]:
 
 
 def _batches(parts: Iterator[_Part]) -> Iterator[list[_Part]]:
-    batch: list[_Part] = []
-    size = 0
-    for part in parts:
-        length = part.source.end - part.source.start
-        if batch and (size + length > RANGE_BYTES or len(batch) >= REQUEST_RANGES):
-            yield batch
-            batch, size = [], 0
-        batch.append(part)
-        size += length
-    if batch:
-        yield batch
+    return iter_groups(parts, lambda part: part.source.end - part.source.start, RANGE_BYTES, REQUEST_RANGES)
 
 
 def _size(parts: list[_Part]) -> int:

@@ -14,14 +14,15 @@ import trio
 from sessfs.errors import RemoteCorrupt, RemoteMissing, StoreCorrupt
 from sessfs.format.chunk import FrameCodec, verify_chunk
 from sessfs.format.manifest import chunk_places
-from sessfs.format.repository import KeptSnapshot, decode_session_object, decode_state
-from sessfs.format.segment import SESSIONS_PREFIX, open_frame, segment_key, session_key, state_key
+from sessfs.format.repository import KeptSnapshot, decode_state
+from sessfs.format.segment import SESSIONS_PREFIX, open_frame, segment_key, state_key
 from sessfs.local.chunkstore import decode_frame_record
 from sessfs.local.places import RemotePlace
 from sessfs.local.reserved import is_reserved
 from sessfs.remote.catalogue import Kept, Known, read_known
 from sessfs.remote.objectstore import iter_keys
 from sessfs.remote.parallel import for_each, over
+from sessfs.remote.sessionobjects import read_object
 from sessfs.sync.fetch import plan_reads
 from sessfs.sync.remote_index import open_existing, read_holder
 from sessfs.sync.restore import load_manifest
@@ -63,12 +64,7 @@ class Bucket:
 
     async def find_object(self, name: bytes) -> SessionObject | None:
         """The session's own object, None when it has none. Raises RemoteError."""
-        key = session_key(self._envelope, name)
-        try:
-            blob = await self._store.get(key)
-        except RemoteMissing:
-            return None
-        return decode_session_object(blob.body, self._envelope, key)
+        return await read_object(self._store, self._envelope, name)
 
     async def resolve(self, name: bytes) -> tuple[ManifestRef | None, int] | None:
         """(latest manifest, sequence), the manifest None for a session that was never published; None when there is no

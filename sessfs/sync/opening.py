@@ -7,6 +7,7 @@ import stat
 from typing import TYPE_CHECKING, Protocol
 
 from sessfs.local.reserved import is_view
+from sessfs.sync.upload import Numbering
 from sessfs.types import ROOT_INO
 
 if TYPE_CHECKING:
@@ -19,20 +20,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Opened(Protocol):
+class Opened(Numbering, Protocol):
     """The node, which holds the prefix."""
-
-    @property
-    def name(self) -> str:
-        """Its name in the remote."""
-
-    @property
-    def incarnation(self) -> int:
-        """The count of its starts."""
-
-    @property
-    def last_segment(self) -> int:
-        """The last of its segments that counts."""
 
     @property
     def former(self) -> Holder | None:

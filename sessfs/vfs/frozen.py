@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from sessfs.vfs.sealjobs import iter_groups
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -27,14 +29,4 @@ class FrozenFile(NamedTuple):
 
 def iter_jobs(frozen: Sequence[FrozenFile]) -> Iterator[list[FrozenFile]]:
     """Groups of files that one request may hold."""
-    job: list[FrozenFile] = []
-    size = 0
-    for item in frozen:
-        length = item.file.spans[-1].end
-        if job and (size + length > JOB_BYTES or len(job) >= JOB_FILES):
-            yield job
-            job, size = [], 0
-        job.append(item)
-        size += length
-    if job:
-        yield job
+    return iter_groups(frozen, lambda item: item.file.spans[-1].end, JOB_BYTES, JOB_FILES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -11,9 +11,11 @@ from sessfs.types import clamp_time_ns
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Callable, Iterable, Iterator
     from typing import BinaryIO
 
 LENGTH = struct.Struct("<I")
+T = TypeVar("T")
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -147,6 +149,21 @@ class Reply(msgspec.Struct, frozen=True):
     error: str = ""
     process: int = 0
     """Of an ingest and its finish: who has gathered the chunks."""
+
+
+def iter_groups(items: Iterable[T], size_of: Callable[[T], int], max_bytes: int, max_items: int) -> Iterator[list[T]]:
+    """The items in order, in groups that one request may hold: of *max_bytes* in all, but for a single larger item."""
+    group: list[T] = []
+    size = 0
+    for item in items:
+        length = size_of(item)
+        if group and (size + length > max_bytes or len(group) >= max_items):
+            yield group
+            group, size = [], 0
+        group.append(item)
+        size += length
+    if group:
+        yield group
 
 
 Task = SealRequest | DropRequest | StoreRequest | IngestRequest | FinishRequest | CompareRequest | ScrubRequest

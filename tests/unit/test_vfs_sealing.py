@@ -43,6 +43,14 @@ def bytes_of(box: Box, recipe: Recipe) -> bytes:
     return b"".join(parts)
 
 
+async def assert_swept(box: Box) -> None:
+    """What nothing names goes by itself after a start."""
+    with trio.fail_after(10):
+        await trio.sleep(0.2)
+        await box.drop_dead()
+    assert box.volume.reader.totals().plain_bytes == 0
+
+
 async def test_sealing_equal_content_is_stored_once_and_given_back_at_the_end(tmp_path: Path) -> None:
     async with open_box(tmp_path / "state") as box:
         box.mkdir(b"a")
@@ -386,10 +394,7 @@ async def test_seal_process_killed_at_work_leaves_a_state_that_is_swept(tmp_path
             box.unlink(b"s/%d" % i)
     async with open_box(tmp_path / "state") as box:
         assert not box.volume.state.was_clean, "nobody knows what the process had stored"
-        with trio.fail_after(10):
-            await trio.sleep(0.2)
-            await box.drop_dead()
-        assert box.volume.reader.totals().plain_bytes == 0
+        await assert_swept(box)
     assert_clean(tmp_path / "state")
 
 
@@ -407,10 +412,7 @@ async def test_seal_that_fails_half_way_leaves_a_state_that_is_swept(tmp_path: P
     async with open_box(tmp_path / "state") as box:
         assert not box.volume.state.was_clean
         assert box.volume.reader.totals().plain_bytes > 0
-        with trio.fail_after(10):
-            await trio.sleep(0.2)
-            await box.drop_dead()
-        assert box.volume.reader.totals().plain_bytes == 0
+        await assert_swept(box)
     assert_clean(tmp_path / "state")
 
 
