@@ -184,7 +184,7 @@ def test_launch_daemon_hangs_it_is_ended_in_time(settings: Settings) -> None:
     started = time.monotonic()
     with pytest.raises(StartFailed, match="did not mount in time"):
         launch.launch(settings, argv=(*FAKE, "hang"), timeout_s=2)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert not children()
 
 
@@ -270,9 +270,9 @@ def test_unmount_waits_for_the_daemon_to_end(settings: Settings) -> None:
 def test_unmount_dead_mount_is_detached_at_once(settings: Settings) -> None:
     kill(serve(settings))
     started = time.monotonic()
-    done = unmount.unmount(settings.mountpoint, timeout_s=30, commit=no_commit)
+    done = unmount.unmount(settings.mountpoint, timeout_s=100, commit=no_commit)
     assert done.was_dead
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25
     assert mountinfo.find_mount(settings.mountpoint) is None
 
 

@@ -93,6 +93,10 @@ class Stub:
     delete_batch: bool = True
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    stalls: threading.Event = field(default_factory=threading.Event)
+    """Set once a request has been stalled."""
+    ends: threading.Event = field(default_factory=threading.Event)
+    """Set when the test is over: nothing stalls any longer."""
 
     def now_s(self) -> float:
         return time.time() + self.clock_ahead_s
@@ -130,7 +134,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         if isinstance(misbehaviour, Stall):
-            time.sleep(misbehaviour.seconds)
+            self.stub.stalls.set()
+            self.stub.ends.wait(misbehaviour.seconds)
             self.close_connection = True
             return
         if isinstance(misbehaviour, Reply):
@@ -250,6 +255,7 @@ def serving_stub() -> Iterator[Stub]:
     try:
         yield stub
     finally:
+        stub.ends.set()
         server.shutdown()
         server.server_close()
         thread.join()

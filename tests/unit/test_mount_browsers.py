@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING
 
 from sessfs.chrome import CHROME_PROCESSES
@@ -62,7 +61,7 @@ def test_what_cannot_be_known_counts() -> None:
     assert browsers.is_chrome(0)
 
 
-def test_answer_is_kept_for_a_while_and_costs_little() -> None:
+def test_answer_is_kept_for_a_while() -> None:
     now = [0.0]
     browsers = Browsers(["chrome"], lambda: now[0])
     child = running("/bin/sleep")
@@ -74,7 +73,3 @@ def test_answer_is_kept_for_a_while_and_costs_little() -> None:
     assert not browsers.is_chrome(child.pid)
     now[0] = KEPT_S
     assert browsers.is_chrome(child.pid)
-    started = time.perf_counter()
-    for _ in range(1_000):
-        browsers.is_chrome(child.pid)
-    assert time.perf_counter() - started < 0.1
