@@ -190,7 +190,7 @@ class Bench:
             actions: dict[str, Callable[[Target], dict[str, Any]]] = {
                 "sent": lambda _: chromes.sent(base, page),
                 "background": lambda _: background.background(base, page, rounds, probe_s),
-                "empty": lambda _: empty.empty_machine(base, page, rounds),
+                "empty": lambda _: empty.empty_machine(base, page, self._args.rounds),
                 "import": lambda _: imports.imports(base, page, rounds, full=self._args.full),
             }
             self._in_turn(group, 1, ["sessfs"], actions[group])

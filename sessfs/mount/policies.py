@@ -50,7 +50,11 @@ class Policies:
             forget_name=forget_name,
         )
         self.last_use = LastUse(
-            volume.inodes, clock_ns=time.time_ns, monotonic_s=time.monotonic, is_chrome=browsers.is_chrome
+            volume.inodes,
+            clock_ns=time.time_ns,
+            monotonic_s=time.monotonic,
+            is_chrome=browsers.is_chrome,
+            on_use=remote.prefetcher.used if remote is not None else lambda session: None,
         )
         sessions = remote.sessions if remote is not None else None
         self.trash = Trash(volume, lives.lives, clock_ns=time.time_ns, remote=sessions)

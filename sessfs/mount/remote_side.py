@@ -7,7 +7,6 @@ possible.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import stat
@@ -16,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt, Unsynced
+from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable, SessfsError, Unsynced
 from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
+from sessfs.sessions.prefetching import Prefetcher
 from sessfs.sync.evict import evict_when_full
 from sessfs.sync.history import History
 from sessfs.sync.keeping import Policy
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FLUSH_TIMEOUT_S = 20.0
-PREFETCH_POLL_S = 0.1
 RETRY_S = 5.0
 BEGIN_S = 20.0
 """So long a publishing waits until it is known what was collected meanwhile."""
@@ -123,6 +122,8 @@ class RemoteSide:
             interval_s=settings.interval_s,
             done=self._note_done,
         )
+        self.prefetcher = Prefetcher(volume.inodes, volume.places, chunks, monotonic_s=time.monotonic)
+        self.sessions.on_loaded = self.prefetcher.loaded
         self.collector = Collector(
             repository, gate, volume, chunks, self.sessions, publishing=self.writeback.busy, grace_s=settings.grace_s
         )
@@ -185,7 +186,7 @@ class RemoteSide:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._chunks.run, self._volume.sealer)
             nursery.start_soon(self._run_node, nursery)
-            nursery.start_soon(self._prefetch)
+            nursery.start_soon(self.prefetcher.run)
             nursery.start_soon(self._serve_syncs)
             nursery.start_soon(
                 evict_when_full,
@@ -232,14 +233,6 @@ class RemoteSide:
                 await trio.sleep(RETRY_S)
             else:
                 return
-
-    async def _prefetch(self) -> None:
-        while True:
-            while self.sessions.loaded:
-                ids = self.sessions.loaded.pop(0)[1]
-                with contextlib.suppress(RemoteError, StoreCorrupt):
-                    await self._chunks.prefetch(ids)
-            await trio.sleep(PREFETCH_POLL_S)
 
     async def sync(self, progress: Progress, timeout_s: float) -> int:
         """Return the bytes sent once everything acknowledged so far is in the remote; meanwhile *progress* gets the

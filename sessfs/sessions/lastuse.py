@@ -33,12 +33,16 @@ class LastUse:
         clock_ns: Callable[[], int],
         monotonic_s: Callable[[], float],
         is_chrome: Callable[[int], bool],
+        on_use: Callable[[Ino], None] = lambda session: None,
     ) -> None:
-        """*is_chrome* tells whether the process of that id counts as Chrome."""
+        """*is_chrome* tells whether the process of that id counts as Chrome; *on_use* is called with each session that
+        is used, once an hour at most.
+        """
         self._inodes = inodes
         self._clock_ns = clock_ns
         self._monotonic_s = monotonic_s
         self._is_chrome = is_chrome
+        self._on_use = on_use
         self._fresh: dict[Ino, float] = {}
 
     def opened(self, session: Ino, pid: int) -> None:
@@ -49,6 +53,7 @@ class LastUse:
         if now_s < self._fresh.get(session, 0.0) or session == ROOT_INO or not self._is_chrome(pid):
             return
         self._fresh[session] = now_s + RENEW_S
+        self._on_use(session)
         self._note(session, self._clock_ns())
 
     def _note(self, session: Ino, now_ns: int) -> None:

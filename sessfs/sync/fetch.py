@@ -176,10 +176,12 @@ class RemoteChunks:
                 self._places.set_startup(session, ids)
 
     async def prefetch(self, ids: Sequence[ChunkId]) -> None:
-        """Fetch those of *ids* that are not here. Raises as `fetch`."""
+        """Have those of *ids* that can be had in the local store, in that order by and large. Raises RemoteError when
+        the remote can't be asked, LocalStoreError when the local store does not take them.
+        """
         wanted = [cid for cid in ids if self._places.has(cid) and not self.is_here(cid)]
         for first in range(0, len(wanted), PREFETCH_CHUNKS):
-            await self.fetch(wanted[first : first + PREFETCH_CHUNKS])
+            await self.bring(wanted[first : first + PREFETCH_CHUNKS])
 
     async def bring(self, ids: Collection[ChunkId]) -> dict[ChunkId, StoreCorrupt | RemoteCorrupt]:
         """Have those of *ids* that are held stored here for sure, not just in memory, however many they are. Returns

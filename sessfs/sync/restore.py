@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import trio
 
 from sessfs.errors import RemoteCorrupt, RemoteMissing
-from sessfs.format.manifest import Manifest, ManifestRef, chunk_places, merge, split_ids
+from sessfs.format.manifest import Manifest, ManifestRef, chunk_places, merge
 from sessfs.format.segment import open_manifest, segment_key
 from sessfs.local.places import Published
 from sessfs.local.snapshots import Snapshot
 from sessfs.remote.parallel import for_each, over
 from sessfs.sync.installing import Installer, make_session
 from sessfs.sync.snapshot import MAX_DEPTH
-from sessfs.types import ROOT_INO, ChunkId, Ino
+from sessfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Set
@@ -140,8 +140,8 @@ class SessionDirectory:
         """Sessions whose tree is not loaded."""
         self._asked: set[Ino] = set()
         """Stubs whose age was asked for."""
-        self.loaded: list[tuple[Ino, list[ChunkId]]] = []
-        """Sessions loaded and not yet prefetched, with the chunks to prefetch."""
+        self.on_loaded: Callable[[Ino], None] = lambda session: None
+        """Called with each session whose tree was loaded; set by whoever wants to know."""
         self.forget_name: Callable[[bytes], None] = lambda name: None
         """Has the kernel look up a top-level name again; set by whoever mounts."""
 
@@ -405,4 +405,4 @@ class SessionDirectory:
         if session != ROOT_INO:
             self._places.snapshots.put(session, manifest.sequence, Snapshot(manifest.taken_ns, place, name=name))
         self._places.set_startup(session, manifest.startup)
-        self.loaded.append((session, split_ids(manifest.startup)))
+        self.on_loaded(session)

@@ -180,7 +180,10 @@ async function main() {
     say('chromium', { pid: client.pupBrowser.process().pid, version: await client.pupBrowser.version() });
     if ((await first) !== options.expect) throw new Error(`'${await first}' came first, not '${options.expect}'`);
   });
-  if (options.expect === 'ready') await timed('scripts', scripts);
+  if (options.expect === 'ready') {
+    await timed('scripts', scripts);
+    say('scripts');
+  }
   for (const [name, argument] of known) {
     await timed(name, () => steps[name](argument));
     say('step', { name, ms: timings[`${name}_ms`] });

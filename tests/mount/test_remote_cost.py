@@ -54,6 +54,48 @@ def test_puts_of_ten_changing_sessions(bucket: Bucket) -> None:
     assert len(seen) == len(puts)
 
 
+def wait_quiet(bucket: Bucket) -> int:
+    """Return once no segment was asked for in half a second: how many requests were sent by then."""
+    while True:
+        mark = bucket.proxy.mark()
+        time.sleep(0.5)
+        if not any("/segments/" in one.key for one in bucket.proxy.since(mark)):
+            return mark
+
+
+def test_what_a_start_reads_is_here_before_it_is_read(bucket: Bucket) -> None:
+    """A look at a session's directory is enough; what lies in the middle of a large file comes when it is asked for."""
+    settings, large = os.urandom(30_000), os.urandom(3_000_000)
+    with bucket.mounted() as mounted:
+        (mounted.path / "user" / "Default").mkdir(parents=True)
+        (mounted.path / "user" / "Default" / "Preferences").write_bytes(settings)
+        (mounted.path / "user" / "Default" / "table").write_bytes(large)
+    with bucket.mounted() as mounted:
+        assert os.listdir(mounted.path / "user") == ["Default"]
+        mark = wait_quiet(bucket)
+        assert (mounted.path / "user" / "Default" / "Preferences").read_bytes() == settings
+        with (mounted.path / "user" / "Default" / "table").open("rb", buffering=0) as file:
+            for at in (len(large) - 4096, 0):
+                assert os.pread(file.fileno(), 4096, at) == large[at : at + 4096]
+            assert bucket.proxy.since(mark, "GET") == []
+            assert os.pread(file.fileno(), 4096, 1_500_000) == large[1_500_000:1_504_096]
+        assert bucket.proxy.since(mark, "GET") != []
+
+
+def test_who_looks_at_all_sessions_has_their_contents_left_alone(bucket: Bucket) -> None:
+    """`du` and `find` are no start."""
+    size, sessions = 400_000, 20
+    with bucket.mounted() as mounted:
+        for number in range(sessions):
+            (mounted.path / f"user{number}").mkdir()
+            (mounted.path / f"user{number}" / "file").write_bytes(os.urandom(size))
+    with bucket.mounted() as mounted:
+        for number in range(sessions):
+            assert (mounted.path / f"user{number}" / "file").stat().st_size == size
+        wait_quiet(bucket)
+        assert mounted.status()["remote"]["downloaded_bytes"] < size * sessions / 3
+
+
 def test_an_idle_mount_sends_its_heartbeat_alone(bucket: Bucket) -> None:
     with bucket.mounted() as mounted:
         (mounted.path / "s").mkdir()

@@ -117,7 +117,7 @@ async def test_bring_here_beside_readers_that_drop_what_they_fetch(tmp_path: Pat
         ids = [cid for cid, _ in machine.volume.places.iter_chunks()]
         with trio.fail_after(IN_TIME_S):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(machine.chunks.prefetch, ids)
+                nursery.start_soon(machine.chunks.fetch, ids)
                 await trio.lowlevel.checkpoint()
                 nursery.start_soon(make_collector(machine, store).bring_here, ids)
         assert all(machine.volume.reader.has(cid) for cid in ids)
