@@ -91,7 +91,6 @@ class RemoteSide:
         self._is_detached = False
         self._may_publish = trio.Event()
         """Set once it is known which segments this state may no longer rely on."""
-        store = repository.remote.store
         self.sessions = SessionDirectory(
             volume.inodes,
             volume.places,
@@ -105,7 +104,7 @@ class RemoteSide:
             rename=volume.rename_session,
         )
         self.writeback = Writeback(
-            store,
+            repository.remote.store,
             repository.envelope,
             gate,
             volume.inodes,
