@@ -110,6 +110,8 @@ class Writeback(Generic[FrozenT]):
         self.failed: str | None = None
         """Why the last publishing failed, None once one succeeds again."""
         self.n_published = 0
+        self._starts: dict[Ino, int] = {}
+        """Of what sessions read at a start: the hash of what was published last, by this process."""
 
     # -- the loop
 
@@ -190,7 +192,8 @@ class Writeback(Generic[FrozenT]):
         drafts, removed = round_.drafts, round_.removed
         if not drafts and not removed:
             return
-        published = [(int(draft.session), await self._add_manifest(upload, draft)) for draft in drafts]
+        starts = {draft.session: self._places.startup(draft.session) for draft in drafts}
+        published = [(int(d.session), await self._add_manifest(upload, d, starts[d.session])) for d in drafts]
         gone = self._gone_names(drafts, removed)
         for name in gone:
             upload.builder.add_removed(name)
@@ -212,6 +215,9 @@ class Writeback(Generic[FrozenT]):
         await self._publisher.publish(upload.last_segment, entries)
         self._crash_point("state")
         self._places.adopt(self._publisher.name, outbox)
+        self._starts.update((session, hash(ids)) for session, ids in starts.items())
+        for session in removed:
+            self._starts.pop(session, None)
 
     def _gone_names(self, drafts: list[Draft[FrozenT]], removed: dict[Ino, bytes]) -> list[bytes]:
         """Names that stand for no session any more: of removed sessions, and the old ones of renamed sessions."""
@@ -256,7 +262,7 @@ class Writeback(Generic[FrozenT]):
         """Whether a place of the chunk is to be noted."""
         return self._references.is_held(cid) and not self._places.has(cid)
 
-    async def _add_manifest(self, upload: Upload, draft: Draft[FrozenT]) -> Published:
+    async def _add_manifest(self, upload: Upload, draft: Draft[FrozenT], startup: bytes) -> Published:
         before = draft.published
         base = None if draft.is_full or before is None or before.manifest is None else ManifestRef(*before.manifest)
         segments, frames = await self._frame_places(upload, draft)
@@ -275,7 +281,7 @@ class Writeback(Generic[FrozenT]):
             gone_names=draft.gone_names,
             segments=segments,
             frames=frames,
-            startup=self._places.startup(draft.session),
+            startup=b"" if base is not None and self._starts.get(draft.session) == hash(startup) else startup,
         )
         ref = await upload.add_manifest(manifest, self._clock_ns())
         return Published(

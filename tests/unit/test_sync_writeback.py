@@ -592,3 +592,31 @@ async def test_writeback_root_session_of_files_only(tmp_path: Path) -> None:
         assert list(expected[b"."]) == [b"a2", b"b", b"c"]
         assert machine.volume.places.published(ROOT_INO) is not None
     assert await restored(tmp_path / "b", store) == expected
+
+
+async def test_writeback_what_a_session_reads_at_its_start_is_published_once(tmp_path: Path) -> None:
+    store = MemoryStore()
+    ids = [random.Random(number).randbytes(20 * 4000) for number in range(2)]
+
+    async def publish_again(machine: Machine) -> int:
+        """Bytes of the segment that it takes."""
+        await machine.write(b"s/f", os.urandom(10))
+        before = set(store.objects)
+        await machine.publish()
+        (new,) = (key for key in set(store.objects) - before if "/segments/" in key)
+        return len(store.objects[new])
+
+    async with open_machine(tmp_path / "a", store) as machine:
+        machine.mkdir(b"s")
+        session = machine.get(b"s").ino
+        await publish_again(machine)
+        for learned in ids:
+            machine.volume.places.set_startup(session, learned)
+            assert await publish_again(machine) > len(learned)
+            # A delta as large as this one has a full manifest follow upon it.
+            assert [size > 5_000 for size in [await publish_again(machine) for _ in range(3)]][1:] == [False, False]
+    for name in ("b", "c"):
+        async with open_machine(tmp_path / name, store, name=name) as machine:
+            await machine.load(b"s")
+            assert machine.volume.places.startup(machine.get(b"s").ino) == ids[-1]
+            assert await publish_again(machine) > len(ids[-1]), "the first manifest elsewhere builds upon none"
