@@ -54,6 +54,15 @@ OWNERS = {
 
 SYNC_ONLY = ("format/", "local/", "vfs/namespace.py", "errors.py", "types.py", "config.py", "chrome.py")
 
+MAY_END_THE_MOUNT = {
+    ("mount/daemon.py", "self._volume.run"),
+    ("mount/daemon.py", "self._policies.run"),
+    ("mount/daemon.py", "self._remote.run"),
+    ("vfs/volume.py", "self.committer.run"),
+    ("api/state.py", "volume.run"),
+}
+"""What runs for ever and is started without `keep_going`: it starts others by it, or sees to all errors itself."""
+
 MAX_FILE_LINES = 500
 MAX_CLASS_LINES = 300
 MAX_FUNCTION_LINES = 60
@@ -169,6 +178,30 @@ def test_sizes_stay_readable(module: Module) -> None:
                 too_long.append(f"{node.name}: {length} lines, at most {limit}")
     assert not too_long
     assert module.lines <= MAX_FILE_LINES, f"{module.lines} lines, at most {MAX_FILE_LINES}"
+
+
+def _started_bare(tree: ast.Module) -> list[str]:
+    """Work that runs for ever, by its name, and that a nursery is given as it is."""
+    return [
+        ast.unparse(node.args[0])
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "start_soon"
+        and isinstance(node.args[0], ast.Attribute)
+        and node.args[0].attr == "run"
+    ]
+
+
+@each_module
+def test_background_work_outlives_its_errors(module: Module) -> None:
+    """A bug in it must not end the mount."""
+    assert not [name for name in _started_bare(module.tree) if (module.name, name) not in MAY_END_THE_MOUNT]
+
+
+def test_background_rule_on_made_up_modules() -> None:
+    assert _started_bare(ast.parse("nursery.start_soon(self.writeback.run)")) == ["self.writeback.run"]
+    assert _started_bare(ast.parse("nursery.start_soon(keep_going, self.writeback.run)")) == []
 
 
 def _undocumented(body: list[ast.stmt], prefix: str = "") -> list[str]:

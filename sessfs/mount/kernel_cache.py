@@ -44,13 +44,14 @@ class KernelCache:
     async def run(self) -> None:
         """Tell, for ever; started once, in the daemon's nursery."""
         while True:
-            await self._more.wait()
-            self._more = trio.Event()
             while self._names:
-                await trio.to_thread.run_sync(_tell, self._names.popleft())
+                await trio.to_thread.run_sync(_tell, self._names[0])
+                self._names.popleft()
                 self._told += 1
                 progress, self._progress = self._progress, trio.Event()
                 progress.set()
+            await self._more.wait()
+            self._more = trio.Event()
 
 
 def _tell(name: bytes) -> None:

@@ -10,6 +10,7 @@ from sessfs.mount.remote_side import flush_kernel, keeping_policy
 from sessfs.sessions.lives import Lives
 from sessfs.sync.history import History
 from sessfs.sync.local_snapshots import LocalSnapshots
+from sessfs.vfs.background import keep_going
 
 if TYPE_CHECKING:
     import trio
@@ -29,8 +30,8 @@ class LivesSide(NamedTuple):
 
     def start(self, nursery: trio.Nursery) -> None:
         """Have the background work done."""
-        nursery.start_soon(self.kernel.run)
-        nursery.start_soon(self.history.run)
+        nursery.start_soon(keep_going, self.kernel.run)
+        nursery.start_soon(keep_going, self.history.run)
 
 
 def build_lives(volume: Volume, settings: Settings, remote: RemoteSide | None) -> LivesSide:

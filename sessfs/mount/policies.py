@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyfuse3
@@ -18,6 +19,7 @@ from sessfs.sessions.limits import Limits, limits_of
 from sessfs.sessions.retention import HIBERNATE, Retention, Rules
 from sessfs.sessions.trash import Trash
 from sessfs.sessions.usage import rfc3339
+from sessfs.vfs.background import keep_going
 
 if TYPE_CHECKING:
     from sessfs.config import Settings
@@ -72,10 +74,10 @@ class Policies:
     async def run(self) -> None:
         """For ever; started once, in the daemon's nursery."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.limits.run)
-            nursery.start_soon(self.retention.run)
+            nursery.start_soon(keep_going, self.limits.run)
+            nursery.start_soon(keep_going, self.retention.run)
             if self._remote is not None:
-                nursery.start_soon(self._know_all, self._remote)
+                nursery.start_soon(keep_going, partial(self._know_all, self._remote))
 
     async def _know_all(self, remote: RemoteSide) -> None:
         """Have every session of the remote listed once their number is limited: unknown ones are not counted."""

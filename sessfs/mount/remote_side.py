@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import stat
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -27,6 +28,7 @@ from sessfs.sync.opening import note_unpublished, take_in
 from sessfs.sync.restore import SessionDirectory, load_manifest
 from sessfs.sync.writeback import Writeback
 from sessfs.types import ROOT_INO, Ino
+from sessfs.vfs.background import keep_going
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,40 +180,46 @@ class RemoteSide:
 
     def _opened(self, node: Node) -> None:
         node.keeping.kept_of = self.history.kept_of
-        take_in(node, self._volume.places, self.sessions)
+        try:
+            take_in(node, self._volume.places, self.sessions)
+        except BaseException:
+            # Nothing may be published that was not compared: the node is to be opened again.
+            self._gate.node = None
+            raise
 
     async def run(self) -> None:
         """For ever; started once, in the daemon's nursery."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._chunks.run, self._volume.sealer)
+            nursery.start_soon(keep_going, partial(self._chunks.run, self._volume.sealer))
             nursery.start_soon(self._run_node, nursery)
-            nursery.start_soon(self.prefetcher.run)
-            nursery.start_soon(self._serve_syncs)
-            nursery.start_soon(
-                evict_when_full,
-                self._volume.reader,
-                self._volume.places,
-                self._volume.sealer,
-                self._volume.space.used_bytes,
-                self._volume.space.bound_bytes,
-            )
+            nursery.start_soon(keep_going, self.prefetcher.run)
+            nursery.start_soon(keep_going, self._serve_syncs)
+            nursery.start_soon(keep_going, self._evict)
+
+    async def _evict(self) -> None:
+        volume = self._volume
+        space = volume.space
+        await evict_when_full(volume.reader, volume.places, volume.sealer, space.used_bytes, space.bound_bytes)
 
     async def _run_node(self, nursery: trio.Nursery) -> None:
-        if self._gate.node is None:
-            self._opened(await keep_opening(self._repository, self._settings, self._gate))
+        await keep_going(self._open)
         node = self._gate.node
         assert node is not None
         nursery.start_soon(self._begin_publishing, nursery)
-        await node.run()
+        await keep_going(node.run)
         self._volume.make_read_only(
             f"another node ({node.fenced}) took the remote over; what was not uploaded is kept in the state directory"
         )
 
+    async def _open(self) -> None:
+        if self._gate.node is None:
+            self._opened(await keep_opening(self._repository, self._settings, self._gate))
+
     async def _begin_publishing(self, nursery: trio.Nursery) -> None:
-        await self._distrust_missing()
+        await keep_going(self._distrust_missing)
         self._may_publish.set()
-        nursery.start_soon(self.writeback.run)
-        nursery.start_soon(self.collector.run)
+        nursery.start_soon(keep_going, self.writeback.run)
+        nursery.start_soon(keep_going, self.collector.run)
 
     async def _wait_ready(self) -> None:
         """Before a round of publishing: nothing is published that was not held against the remote. A node that opens
@@ -264,6 +272,9 @@ class RemoteSide:
                 await self.writeback.publish()
             except SessfsError as exc:
                 problem = str(exc)
+            except Exception as exc:
+                log.exception("bug in a publishing")
+                problem = f"bug in the daemon: {exc!r}; see its log"
             for one in asked:
                 one.problem = problem
                 one.done.set()

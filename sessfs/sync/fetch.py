@@ -359,6 +359,9 @@ class RemoteChunks:
             except LocalStoreError as exc:
                 log.warning("fetched chunks could not be kept: %s", exc)
                 problem = exc
+            except Exception as exc:
+                log.exception("bug while fetched chunks were stored")
+                problem = LocalStoreError(f"bug in the daemon: {exc!r}; see its log")
             finally:
                 self._is_storing = False
             for frame in frames:

@@ -18,6 +18,7 @@ from sessfs.local.inodes import META_MAP_BYTES, META_TABLES, Inodes
 from sessfs.local.places import Places
 from sessfs.local.state import StateDirectory, ensure_hash_key
 from sessfs.types import ROOT_INO
+from sessfs.vfs.background import keep_going
 from sessfs.vfs.committer import Committer
 from sessfs.vfs.fileio import FileIO
 from sessfs.vfs.namespace import Namespace
@@ -32,7 +33,7 @@ from sessfs.vfs.space import Space
 from sessfs.vfs.xattrs import Xattrs
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from sessfs.chrome import PathClass
@@ -45,7 +46,6 @@ CLOSE_DROP_S = 10.0
 """Dropping dead chunks may hold up an unmount this long; the next start sweeps the rest."""
 ROOMY_PART = 4
 """Sealing waits for quiet until hot files take this part of the bound."""
-RESTART_S = 5.0
 
 
 class RemoteHooks(NamedTuple):
@@ -53,18 +53,6 @@ class RemoteHooks(NamedTuple):
 
     make_chunks: Callable[[ChunkReader, Places, References, bytes], ChunkSource]
     travelling: PathClass
-
-
-async def _keep_going(work: Callable[[], Awaitable[None]]) -> None:
-    """Do background work to its end. An error that it does not know goes to the log, and it begins anew after a pause:
-    nobody has been told that it succeeded, and the mount must not end with it.
-    """
-    while True:
-        try:
-            return await work()
-        except Exception:
-            log.exception("background work failed, and begins anew in %.0f s", RESTART_S)
-        await trio.sleep(RESTART_S)
 
 
 class LocalChunks:
@@ -167,10 +155,10 @@ class Volume:
         """The background work of an open volume, for ever: commit, seal, watch the room left."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.committer.run)
-            nursery.start_soon(_keep_going, self.sealer.run)
-            nursery.start_soon(_keep_going, self.space.run)
+            nursery.start_soon(keep_going, self.sealer.run)
+            nursery.start_soon(keep_going, self.space.run)
             if not self.state.was_clean:
-                nursery.start_soon(_keep_going, partial(sweep_unreferenced, self.reader, self.references))
+                nursery.start_soon(keep_going, partial(sweep_unreferenced, self.reader, self.references))
 
     @property
     def seal_pid(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import operator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,17 +14,21 @@ import trio
 from sessfs.chrome import PathClass
 from sessfs.config import Settings
 from sessfs.errors import RemoteUnavailable, Unsynced
-from sessfs.mount import remote_side
+from sessfs.mount import collecting, remote_side
 from sessfs.mount.node_gate import NodeGate
 from sessfs.mount.remote_side import RemoteSide, flush_kernel
 from sessfs.mount.repository import CachedState, open_repository
+from sessfs.remote import node as node_module
 from sessfs.remote.urls import RemoteSettings, open_remote
+from sessfs.sync import evict, writeback
 from sessfs.sync.fetch import RemoteChunks
+from sessfs.vfs import background
 from sessfs.vfs.volume import RemoteHooks
-from tests.support.volumes import Box, open_box
+from tests.support.volumes import Box, open_box, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from types import ModuleType
 
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.places import Places
@@ -89,3 +94,90 @@ async def test_flush_of_the_kernels_pages_survives_a_machine_without_processes(
     monkeypatch.setattr(trio, "run_process", refuse)
     await flush_kernel(Path("/nowhere"))
     assert "Resource temporarily unavailable" in caplog.text
+
+
+BUG = "nobody has thought of this"
+
+
+def bug(*args: object, **options: object) -> None:
+    raise KeyError(BUG)
+
+
+async def async_bug(*args: object) -> None:
+    raise KeyError(BUG)
+
+
+@asynccontextmanager
+async def running(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Box, RemoteSide]]:
+    monkeypatch.setattr(background, "RESTART_S", 0.001)
+    async with open_side(path) as (box, side):
+        await side.start()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(side.run)
+            yield box, side
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("where", "what", "pause"),
+    [
+        ("writeback", "publish", (writeback, "POLL_S")),
+        ("collector", "collect", (collecting, "FIRST_RUN_S")),
+        ("_gate.node", "_swap", (node_module, "BEAT_S")),
+        ("_volume.reader", "least_used", (evict, "TICK_S")),
+        ("prefetcher", "_likely", None),
+    ],
+    ids=["write-back", "collection", "heartbeat", "eviction", "prefetching"],
+)
+async def test_bug_in_background_work_does_not_end_the_mount(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+    what: str,
+    pause: tuple[ModuleType, str] | None,
+) -> None:
+    if pause is not None:
+        monkeypatch.setattr(*pause, 0.001)
+    monkeypatch.setattr(evict, "START_SHARE", 0.0)
+    async with running(tmp_path, monkeypatch) as (box, side):
+        owner = operator.attrgetter(where)(side)
+        side.writeback._interval_s = 0.001
+        with monkeypatch.context() as patch:
+            patch.setattr(type(owner), what, bug)
+            await box.write(b"s/f", b"changed")
+            for _ in range(3):
+                before = caplog.text.count(BUG)
+                side.prefetcher.loaded(box.get(b"s").ino)
+                await wait_until(lambda before=before: caplog.text.count(BUG) > before)  # type: ignore[misc]
+        with trio.fail_after(20):
+            await side.sync(ignore, 20)
+
+
+async def test_bug_in_a_publishing_is_told_to_who_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path, monkeypatch) as (_, side):
+        with monkeypatch.context() as patch:
+            patch.setattr(side.writeback, "publish", async_bug)
+            with trio.fail_after(20), pytest.raises(Unsynced, match=BUG):
+                await side.sync(ignore, 20)
+        await side.sync(ignore, 20)
+
+
+async def test_node_that_was_not_compared_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What could not be compared with the remote must not be published over it."""
+    monkeypatch.setattr(background, "RESTART_S", 0.001)
+    async with open_side(tmp_path) as (_, side):
+        with monkeypatch.context() as patch:
+            patch.setattr(remote_side, "take_in", bug)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(side.run)
+                await wait_until(lambda: caplog.text.count(BUG) >= 2)
+                with pytest.raises(Unsynced, match="not been reached yet"):
+                    await side.sync(ignore, 20)
+                patch.undo()
+                await wait_until(lambda: side.gate.node is not None)
+                with trio.fail_after(20):
+                    await side.sync(ignore, 20)
+                nursery.cancel_scope.cancel()

@@ -11,7 +11,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sessfs.errors import RemoteCorrupt, RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt
+from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteError, RemoteUnavailable, SessfsError, StoreCorrupt
 from sessfs.format.manifest import split_ids
 from sessfs.local import inodes
 from sessfs.local.chunkstore import CHUNK_TABLES, FRAMES
@@ -314,6 +314,25 @@ async def test_fetch_learns_what_a_session_reads_at_its_start(tmp_path: Path) ->
         before = faulty.count("get")
         assert await machine.volume.fileio.read(machine.get(b"s/f"), 0, 100_000) == BODY[:100_000]
         assert faulty.count("get") == before
+
+
+async def test_bug_while_chunks_are_stored_is_told_to_who_waits_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await publish(tmp_path)
+
+    async def bug(*args: object) -> None:
+        raise KeyError("nobody has thought of this")
+
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        ids = [cid for cid, _ in machine.volume.places.iter_chunks()]
+        with monkeypatch.context() as patch, trio.fail_after(20):
+            patch.setattr(machine.volume.sealer, "store_frames", bug)
+            with pytest.raises(LocalStoreError, match="nobody has thought of this"):
+                await machine.chunks.bring(ids)
+        assert await machine.chunks.bring(ids) == {}
+        assert all(machine.volume.reader.has(cid) for cid in ids)
 
 
 PLACES = st.builds(

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from sessfs.local import inodes
-from sessfs.vfs import sealing, space, volume
+from sessfs.vfs import background, sealing, space
 from tests.support.volumes import assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def test_bug_in_background_work_does_not_end_the_volume(tmp_path: Path, mo
         failures += 1
         raise KeyError("nobody has thought of this")
 
-    monkeypatch.setattr(volume, "RESTART_S", 0.001)
+    monkeypatch.setattr(background, "RESTART_S", 0.001)
     monkeypatch.setattr(sealing, "TICK_S", 0.001)
     async with open_box(tmp_path / "state", seal_idle_s=1) as box:
         with monkeypatch.context() as patch:
