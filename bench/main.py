@@ -266,6 +266,8 @@ def _save(args: argparse.Namespace, recorder: Recorder, began: dict[str, Any]) -
         (args.output / "plots" / name).write_text(chart)
     if args.output == HERE:
         cost.write()
+        above = HERE.parent / "README.md"
+        above.write_text(report.put_table(above.read_text(), report.headlines(results)))
     print(text)
 
 

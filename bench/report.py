@@ -1,4 +1,4 @@
-"""From samples to figures: medians, ratios of interleaved pairs, the table in README.md."""
+"""From samples to figures: medians, ratios of interleaved pairs, the tables in README.md here and above."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from bench.rows import NOT_THERE_YET, TARGET_TITLES, TARGETS, find_row
+from bench.rows import HEADLINES, NOT_THERE_YET, TARGET_TITLES, TARGETS, find_row
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,6 +110,23 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join([title, row["unit"], *medians, *ratios, _goal(row["goals"])]) + " |")
     lines += [f"| {title} | not there yet: needs {needs} | | | | | | | |" for title, needs in NOT_THERE_YET]
     lines += [f"\nFailed: {failure}" for failure in results["failures"]]
+    return "\n".join(lines)
+
+
+def headlines(results: Mapping[str, Any]) -> str:
+    """A short table for the README of the whole, as Markdown."""
+    rows = {row["key"]: row for row in results["rows"]}
+    lines = ["| of the benchmark | figure |", "| --- | --- |"]
+    for key, base in HEADLINES:
+        row = rows.get(key)
+        if row is None:
+            continue
+        if base is None:
+            unit = "" if row["unit"] == "ratio" else f" {row['unit']}"
+            figure = f"{_figure(row['medians'].get('sessfs'))}{unit}"
+        else:
+            figure = f"{row['ratios'][base]['median']:.2f} × {TARGET_TITLES[base]}"
+        lines.append(f"| {row['title']} | {figure} |")
     return "\n".join(lines)
 
 

@@ -153,6 +153,24 @@ ROWS: Final = (
     Row("import_of_zstd", "what sessfs stores ÷ the zstd stream", "ratio", (_most(None, 1.2),)),
 )
 
+HEADLINES: Final[tuple[tuple[str, Target | None], ...]] = (
+    ("chrome_first", "ext4"),
+    ("chrome_restart", "ext4"),
+    ("chrome_six", "ext4"),
+    ("background_ratio", None),
+    ("background_probe", None),
+    ("replay_p99", None),
+    ("replay_memory", None),
+    ("empty_ready", None),
+    ("empty_ratio", None),
+    ("many_sessions", None),
+    ("many_mount", None),
+    ("many_first", None),
+    ("import_speed", None),
+    ("import_of_restic", None),
+)
+"""The rows that the README of the whole has, by key: the figure itself, or what it is of that target."""
+
 NOT_THERE_YET: Final[tuple[tuple[str, str], ...]] = ()
 """(row, what it waits for)."""
 

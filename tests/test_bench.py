@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench import cost, fiojobs, plots, report
-from bench.rows import NOT_THERE_YET, ROWS
+from bench.rows import HEADLINES, NOT_THERE_YET, ROWS
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 MODULES = sorted(BENCH.glob("*.py"))
@@ -55,6 +55,15 @@ def test_bench_knows_sessfs_by_its_commands_only(path: Path) -> None:
 def test_table_is_that_of_the_results(results: dict[str, Any]) -> None:
     readme = (BENCH / "README.md").read_text()
     assert readme == report.put_table(readme, report.table(results))
+
+
+def test_readme_of_the_whole_has_the_figures_of_the_results(results: dict[str, Any]) -> None:
+    readme = (BENCH.parent / "README.md").read_text()
+    assert readme == report.put_table(readme, report.headlines(results))
+    known = {row["key"]: row for row in results["rows"]}
+    for key, base in HEADLINES:
+        assert base is None or base in known[key]["ratios"]
+        assert known[key]["title"] in readme
 
 
 def test_figures_follow_from_the_samples(results: dict[str, Any]) -> None:
