@@ -125,7 +125,7 @@ def headlines(results: Mapping[str, Any]) -> str:
             unit = "" if row["unit"] == "ratio" else f" {row['unit']}"
             figure = f"{_figure(row['medians'].get('sessfs'))}{unit}"
         else:
-            figure = f"{row['ratios'][base]['median']:.2f} × {TARGET_TITLES[base]}"
+            figure = f"{row['ratios'][base]['median']:.2f} of {TARGET_TITLES[base]}"
         lines.append(f"| {row['title']} | {figure} |")
     return "\n".join(lines)
 
