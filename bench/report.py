@@ -121,11 +121,11 @@ def headlines(results: Mapping[str, Any]) -> str:
         row = rows.get(key)
         if row is None:
             continue
-        if base is None:
-            unit = "" if row["unit"] == "ratio" else f" {row['unit']}"
-            figure = f"{_figure(row['medians'].get('sessfs'))}{unit}"
-        else:
+        if base in row["ratios"]:
             figure = f"{row['ratios'][base]['median']:.2f} of {TARGET_TITLES[base]}"
+        else:
+            unit = "" if row["unit"] == "ratio" else f" {row['unit']}"
+            figure = f"{_figure(row['medians'].get(base or 'sessfs'))}{unit}"
         lines.append(f"| {row['title']} | {figure} |")
     return "\n".join(lines)
 

@@ -69,7 +69,7 @@ ROWS: Final = (
     Row("chrome_requests", "FUSE requests of one life and two restarts", "requests", (_most(None, 6000.0),)),
     Row("memory_idle", "memory of an idle mount (daemon and seal process)", "MB"),
     Row("memory_chrome", "memory after one life and two restarts", "MB"),
-    Row("stored_six", "six profiles, as stored", "MB"),
+    Row("stored_six", "six profiles, written by Chrome to the mount, as stored", "MB"),
     Row("stored_six_restic", "the same six in a restic repository", "MB"),
     Row("stored_six_borg", "the same six in a borg repository, zstd,3", "MB"),
     Row("sent_first", "bytes sent to the remote after a first life", "MB"),
@@ -149,8 +149,8 @@ ROWS: Final = (
     Row("import_stored", "these, as sessfs stores them", "MB"),
     Row("import_restic_stored", "these, as restic stores them", "MB"),
     Row("import_zstd", "these, as one stream of `zstd -15 --long=31`", "MB"),
-    Row("import_of_restic", "what sessfs stores ÷ what restic does", "ratio", (_most(None, 0.75),)),
-    Row("import_of_zstd", "what sessfs stores ÷ the zstd stream", "ratio", (_most(None, 1.2),)),
+    Row("import_of_restic", "imported profiles: what sessfs stores ÷ what restic does", "ratio", (_most(None, 0.75),)),
+    Row("import_of_zstd", "imported profiles: what sessfs stores ÷ the zstd stream", "ratio", (_most(None, 1.2),)),
 )
 
 HEADLINES: Final[tuple[tuple[str, Target | None], ...]] = (
@@ -168,8 +168,12 @@ HEADLINES: Final[tuple[tuple[str, Target | None], ...]] = (
     ("many_first", None),
     ("import_speed", None),
     ("import_of_restic", None),
+    ("stored_six", None),
+    ("stored_six_restic", "ext4"),
 )
-"""The rows that the README of the whole has, by key: the figure itself, or what it is of that target."""
+"""The rows that the README of the whole has, by key: sessfs's figure, or what it is of that target's, or, where sessfs
+has none, that target's.
+"""
 
 NOT_THERE_YET: Final[tuple[tuple[str, str], ...]] = ()
 """(row, what it waits for)."""

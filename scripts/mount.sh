@@ -4,7 +4,7 @@
 #   scripts/mount.sh MOUNTPOINT [flags of `sessfs mount`]
 #
 # Already mounted and well is fine (exit 0). A mount left dead by a killed daemon is cleaned and recovered.
-# SESSFS_BIN names the program, if `sessfs` is neither in PATH nor in this checkout's .venv.
+# The program is SESSFS_BIN, else .venv/bin/sessfs of this checkout, else `sessfs` in PATH.
 set -eu
 
 [ $# -ge 1 ] || { echo "usage: mount.sh MOUNTPOINT [flags of sessfs mount]" >&2; exit 2; }

@@ -207,8 +207,9 @@ Timeout = Annotated[float, typer.Option(metavar="S", min=0.1, help="Seconds to w
 
 
 def umount(mountpoint: options.OneMount, timeout: Timeout = 60.0) -> None:
-    """Unmount MOUNTPOINT, and return when everything is durable and the daemon has ended.
+    """Unmount MOUNTPOINT, and return when everything is durable on this machine and the daemon has ended.
 
+    What the remote still lacks then is named; `sessfs sync` before it makes sure that it has everything.
     If files are open there, it names the processes and the mount stays. A dead mount is taken away.
     """
     done = unmount.unmount(
@@ -224,3 +225,7 @@ def umount(mountpoint: options.OneMount, timeout: Timeout = 60.0) -> None:
         )
     else:
         output.print_line(f"unmounted {done.mountpoint}; everything is durable in {done.state_dir}")
+    if done.unsent:
+        output.print_note(
+            f"warning: the remote does not have everything of {done.unsent}: keep {done.state_dir}, and mount it again"
+        )

@@ -99,7 +99,10 @@ def _showing(what: str, *, quiet: bool) -> Iterator[Progress | None]:
 
 def gc(
     mountpoint: MountedAt = None,
-    remote: mounting.Remote = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Collect in s3://BUCKET/PREFIX or file:///DIRECTORY, which is not mounted."),
+    ] = None,
     dry_run: DryRun = False,
     grace: mounting.Grace = None,
     endpoint_url: mounting.Endpoint = None,
@@ -195,7 +198,10 @@ def check(settings: Settings, percent: float, *, quiet: bool) -> Report:
 
 def key(
     action: Annotated[KeyAction, typer.Argument(metavar="rotate", help="Have the remote open with a new key.")],
-    remote: mounting.Remote = None,
+    remote: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="s3://BUCKET/PREFIX or file:///DIRECTORY [default: as configured]."),
+    ] = None,
     endpoint_url: mounting.Endpoint = None,
     region: mounting.Region = None,
     path_style: mounting.PathStyle = False,

@@ -196,7 +196,8 @@ class WrappedKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def _wrapping_cipher(secret: bytes, salt: bytes, n: int, r: int, p: int) -> AESGCM:
-    if n & (n - 1) or 128 * n * r > SCRYPT_MAX_BYTES:
+    # The last is scrypt's own bound (RFC 7914, section 2).
+    if n & (n - 1) or 128 * n * r > SCRYPT_MAX_BYTES or n >= 1 << (16 * r):
         raise RemoteUnsuitable(f"the remote asks for scrypt with n={n}, r={r}: not what this sessfs grants")
     return AESGCM(Scrypt(salt=salt, length=MASTER_KEY_BYTES, n=n, r=r, p=p).derive(secret))
 

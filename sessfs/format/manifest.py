@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 MANIFEST_MAGIC = b"SFSMAN"
 MANIFEST_VERSION = 1
+XATTR_NAME_MAX = 255
+"""As Linux has it (linux/limits.h)."""
+FILE_TYPES = frozenset(
+    {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK}
+)
+RDEV_MAX = (1 << 32) - 1
+"""As FUSE has device numbers."""
 
 
 class SegmentRef(NamedTuple):
@@ -142,6 +149,8 @@ def _faults(manifest: Manifest) -> Iterator[str]:
         yield "a full manifest has nothing to remove"
     if not wire.is_id_list(manifest.startup):
         yield "the chunks of the start are no whole number of ids"
+    if any(record.ino == manifest.root and not stat.S_ISDIR(record.mode) for record in manifest.nodes):
+        yield "the session's own inode is no directory"
     yield from _node_faults(manifest.nodes)
     yield from _name_faults(manifest)
     yield from _frame_faults(manifest)
@@ -151,6 +160,11 @@ def _node_faults(nodes: Sequence[NodeRecord]) -> Iterator[str]:
     if len({record.ino for record in nodes}) != len(nodes):
         yield "an inode is recorded twice"
     for record in nodes:
+        if stat.S_IFMT(record.mode) not in FILE_TYPES or record.rdev > RDEV_MAX:
+            yield f"inode {record.ino} has mode {record.mode:o} and device {record.rdev}, which no file has"
+        for name in record.xattrs:
+            if not 0 < len(name) <= XATTR_NAME_MAX or b"\0" in name:
+                yield f"inode {record.ino} has an xattr called {name[:XATTR_NAME_MAX]!r}, which none can be"
         if (record.target is not None) != stat.S_ISLNK(record.mode):
             yield f"inode {record.ino}: only a symlink has a target, and each has one"
         if len(record.recipe) % EXTENT_BYTES:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HASH_KEY_FILE = "hash-key"
 CLEAN_MARK = "clean"
+UNSENT = "unsent"
 LOCK_TRIES = 11
 LOCK_PAUSE_S = 0.02
 
@@ -123,6 +124,22 @@ def ensure_hash_key(state_dir: Path, given: bytes | None) -> bytes:
         key = given or secrets.token_bytes(HASH_KEY_BYTES)
         write_durably(state_dir / HASH_KEY_FILE, key)
     return key
+
+
+def note_unsent(directory: Path, text: str) -> None:
+    """At the end of a daemon: which sessions its remote lacks something of. Empty for none."""
+    if text:
+        write_durably(directory / UNSENT, text.encode())
+    else:
+        (directory / UNSENT).unlink(missing_ok=True)
+
+
+def read_unsent(directory: Path) -> str:
+    """What the last daemon noted; empty while one runs, and for a state that can't be read."""
+    try:
+        return (directory / UNSENT).read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def write_durably(file: Path, content: bytes) -> None:

@@ -11,8 +11,9 @@ import trio
 
 from sessfs.errors import LocalStoreError, SessfsError
 from sessfs.format.manifest import SegmentRef
+from sessfs.mount.showing import while_showing
 from sessfs.sync.bringing import bring_here
-from sessfs.sync.gc import Options, collect
+from sessfs.sync.gc import Options, Report, collect
 from sessfs.sync.gc_marks import missing_segments
 from sessfs.types import ROOT_INO
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FIRST_RUN_S = 3600.0
 EVERY_S = 86_400.0
-SHOW_S = 0.25
 RETRY_S = 5.0
 
 
@@ -109,13 +109,11 @@ class Collector:
         def note(stage: str, done: int) -> None:
             self._step = {"stage": stage, "done": done}
 
-        async with self.busy, trio.open_nursery() as nursery:
-            if progress is not None:
-                nursery.start_soon(self._show, progress)
+        async def work() -> Report:
             if not dry_run:
                 # So that what history has let go since the last one counts as let go.
                 await self._gate.checkpoint()
-            report = await collect(
+            return await collect(
                 self._repository.remote.store,
                 self._repository.envelope,
                 options,
@@ -123,14 +121,11 @@ class Collector:
                 request_rewrite=self.rewrite,
                 progress=note,
             )
-            nursery.cancel_scope.cancel()
+
+        async with self.busy:
+            report = await while_showing(progress, lambda: self._step, work)
         answer: dict[str, Any] = msgspec.to_builtins(report)
         return answer
-
-    async def _show(self, progress: Progress) -> None:
-        while True:
-            await progress(self._step)
-            await trio.sleep(SHOW_S)
 
     async def rewrite(self, rewrite: Rewrite) -> None:
         """See Rewrite: the next publishing uploads the chunks again, and the sessions whole. Raises as `bring_here`."""

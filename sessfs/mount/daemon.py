@@ -26,7 +26,7 @@ from sessfs.chrome import PathClass
 from sessfs.config import Settings, cache_bound_bytes
 from sessfs.errors import SessfsError, StartFailed
 from sessfs.local.memory import bound_heap
-from sessfs.local.state import read_hash_key
+from sessfs.local.state import note_unsent, read_hash_key
 from sessfs.mount import handshake, mountinfo
 from sessfs.mount.control_server import ControlServer
 from sessfs.mount.fuseops import SessionOperations
@@ -177,7 +177,7 @@ class Daemon:
                 log.info("unmounted, closing the state")
                 await self._volume.close()
                 if self._remote is not None:
-                    await self._remote.close(self._settings.unmount_timeout_s)
+                    note_unsent(self._settings.state_dir, await self._remote.close(self._settings.unmount_timeout_s))
                     await self._volume.close()
                 nursery.cancel_scope.cancel()
         finally:
@@ -254,6 +254,7 @@ async def serve(settings: Settings, ready: Ready) -> None:
     """Run the daemon of *settings* until it is unmounted. Raises SessfsError when it can't be mounted."""
     settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     cached = CachedState(settings.state_dir, read_hash_key(settings.state_dir))
+    note_unsent(settings.state_dir, "")
     async with opened_repository(settings, cached) as repository:
         await Daemon(settings, repository, cached).run(ready)
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable, SessfsError, Unsynced
+from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable, SessfsError
 from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
+from sessfs.mount.syncs import Syncs
 from sessfs.sessions.prefetching import Prefetcher
 from sessfs.sync.evict import evict_when_full
 from sessfs.sync.history import History
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from sessfs.config import Settings
     from sessfs.format.manifest import Manifest, ManifestRef
-    from sessfs.mount.control import Progress
     from sessfs.remote.node import Node
     from sessfs.sync.fetch import RemoteChunks
     from sessfs.vfs.volume import Volume
@@ -46,7 +46,6 @@ FLUSH_TIMEOUT_S = 20.0
 RETRY_S = 5.0
 BEGIN_S = 20.0
 """So long a publishing waits until it is known what was collected meanwhile."""
-PROGRESS_S = 0.25
 
 
 async def flush_kernel(mountpoint: Path) -> None:
@@ -68,14 +67,6 @@ def keeping_policy(settings: Settings) -> Policy:
     return Policy(settings.keep_last, settings.keep_hourly, settings.keep_daily)
 
 
-class _Asked:
-    """One `sync` that waits: *problem* says why not everything is in the remote."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.problem: str | None = None
-
-
 class RemoteSide:
     """A volume's remote: everything that runs beside the mount because there is one."""
 
@@ -88,8 +79,6 @@ class RemoteSide:
         self._volume = volume
         self._settings = settings
         self._changes = volume.changes
-        self._asked: list[_Asked] = []
-        self._ask = trio.Event()
         self._is_detached = False
         self._may_publish = trio.Event()
         """Set once it is known which segments this state may no longer rely on."""
@@ -123,6 +112,8 @@ class RemoteSide:
             interval_s=settings.interval_s,
             done=self._note_done,
         )
+        publish = self.writeback.publish
+        self.syncs = Syncs(publish, self._bytes_up, self._risk_in_all, self._dirty_names, self._trouble)
         self.prefetcher = Prefetcher(volume.inodes, volume.places, chunks, monotonic_s=time.monotonic)
         self.sessions.on_loaded = self.prefetcher.loaded
         self.collector = Collector(
@@ -193,7 +184,7 @@ class RemoteSide:
             nursery.start_soon(keep_going, partial(self._chunks.run, self._volume.sealer))
             nursery.start_soon(self._run_node, nursery)
             nursery.start_soon(keep_going, self.prefetcher.run)
-            nursery.start_soon(keep_going, self._serve_syncs)
+            nursery.start_soon(keep_going, self.syncs.run)
             nursery.start_soon(keep_going, self._evict)
 
     async def _evict(self) -> None:
@@ -241,44 +232,6 @@ class RemoteSide:
             else:
                 return
 
-    async def sync(self, progress: Progress, timeout_s: float) -> int:
-        """Return the bytes sent once everything acknowledged so far is in the remote; meanwhile *progress* gets the
-        bytes done and to do. Raises Unsynced naming the sessions that are not, after *timeout_s* at the latest; what
-        was begun goes on.
-        """
-        start = self._repository.remote.store.statistics().bytes_up
-        asked = _Asked()
-        self._asked.append(asked)
-        self._ask.set()
-        with trio.move_on_after(timeout_s):
-            while not asked.done.is_set():
-                await progress({"uploaded_bytes": self._bytes_up() - start, "pending_bytes": self._risk_in_all()})
-                with trio.move_on_after(PROGRESS_S):
-                    await asked.done.wait()
-        if not asked.done.is_set():
-            asked.problem = f"it took longer than {timeout_s:g} s ({self._trouble()})"
-        if asked.problem is not None:
-            raise Unsynced(f"not everything is in the remote: {asked.problem}; only here: {self._dirty_names()}")
-        return self._bytes_up() - start
-
-    async def _serve_syncs(self) -> None:
-        """One publishing for all that ask meanwhile; nobody's patience cuts it short."""
-        while True:
-            await self._ask.wait()
-            self._ask = trio.Event()
-            asked, self._asked = self._asked, []
-            problem = None
-            try:
-                await self.writeback.publish()
-            except SessfsError as exc:
-                problem = str(exc)
-            except Exception as exc:
-                log.exception("bug in a publishing")
-                problem = f"bug in the daemon: {exc!r}; see its log"
-            for one in asked:
-                one.problem = problem
-                one.done.set()
-
     def _bytes_up(self) -> int:
         return self._repository.remote.store.statistics().bytes_up
 
@@ -289,22 +242,32 @@ class RemoteSide:
         names = [self._volume.inodes.find_session_name(s) or b"." for s in self._risky()]
         return ", ".join(sorted(name.decode(errors="replace") for name in names)) or "nothing"
 
-    async def close(self, timeout_s: float) -> None:
+    async def close(self, timeout_s: float) -> str:
         """At an unmount: publish what is pending and release the sessions, as far as *timeout_s* lets it; what can't be
-        sent stays in the state and goes on at the next mount.
+        sent stays in the state and goes on at the next mount. Returns which sessions that is, and why; empty for none.
         """
         self._is_detached = True
         node = self._gate.node
-        if node is None or node.fenced is not None:
-            return
-        with trio.move_on_after(timeout_s) as scope:
-            try:
-                await self.writeback.publish()
-                await node.release()
-            except SessfsError as exc:
-                log.error("unmounted with changes that are here only: %s", exc)
-        if scope.cancelled_caught:
-            log.error("unmounted with changes that are here only: the remote took longer than %.0f s", timeout_s)
+        problem = ""
+        if node is None:
+            problem = self._gate.problem
+        elif node.fenced is not None:
+            problem = f"node {node.fenced} took the remote over"
+        else:
+            with trio.move_on_after(timeout_s) as scope:
+                try:
+                    await self.writeback.publish()
+                    await node.release()
+                except SessfsError as exc:
+                    problem = str(exc)
+                except Exception as exc:
+                    log.exception("bug in the last publishing")
+                    problem = f"bug in the daemon: {exc!r}; see its log"
+            if scope.cancelled_caught:
+                problem = f"the remote took longer than {timeout_s:.0f} s"
+        if problem:
+            log.error("unmounted before the remote had everything: %s", problem)
+        return f"{self._dirty_names()} ({problem})" if problem and self._risky() else ""
 
     # -- reports
 

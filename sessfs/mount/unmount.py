@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from sessfs.errors import LocalStoreError, MountBusy, NoRights, NotMounted
+from sessfs.local.state import read_unsent
 from sessfs.mount import mountinfo, openers, preflight, syscalls
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Unmounted(msgspec.Struct, frozen=True):
     state_dir: str
     was_dead: bool
     """The daemon had gone before: the mount was detached, and the next mount recovers what it left."""
+    unsent: str = ""
+    """Sessions of which the remote lacks something, and why; empty for none."""
 
 
 def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float], object]) -> Unmounted:
@@ -77,7 +80,7 @@ def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float
             f"{place} is unmounted, but writes to it had failed before ({lost}) and are lost; {state_dir}/sessfs.log "
             "says which"
         )
-    return Unmounted(mountpoint=str(place), state_dir=str(state_dir), was_dead=False)
+    return Unmounted(str(place), str(state_dir), was_dead=False, unsent=read_unsent(state_dir))
 
 
 def _left(deadline: float) -> float:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from sessfs.errors import Fenced, SessfsError
+from sessfs.errors import Fenced
 from sessfs.local.policy import SessionLimits
+from sessfs.mount.showing import while_showing
 from sessfs.sessions.erasing import Purger
 from sessfs.sync.erasing import RemoteEraser
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from sessfs.mount.remote_side import RemoteSide
     from sessfs.vfs.volume import Volume
 
-SHOW_S = 0.25
 LOG_NAMES = ("sessfs.log", "sessfs.log.1")
 
 
@@ -98,21 +98,7 @@ class EraseVerbs:
         def note(stage: str, done: int, total: int) -> None:
             step.update(stage=stage, done=done, total=total)
 
-        async def show() -> None:
-            while True:
-                await progress(step)
-                await trio.sleep(SHOW_S)
-
-        failed: SessfsError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(show)
-            try:
-                report = await self._purger.purge(name, note)
-            except SessfsError as exc:
-                failed = exc
-            nursery.cancel_scope.cancel()
-        if failed is not None:
-            raise failed
+        report = await while_showing(progress, lambda: step, lambda: self._purger.purge(name, note))
         for log in LOG_NAMES:
             redact(self._volume.state.path / log, name)
         answer: dict[str, Any] = msgspec.to_builtins(report)

@@ -32,4 +32,4 @@ class RemoteVerbs:
     async def _sync(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if self._remote is None:
             raise UsageError("this mount has no remote to sync to: mount with --remote URL")
-        return {"uploaded_bytes": await self._remote.sync(progress, params.get("timeout_s", math.inf))}
+        return {"uploaded_bytes": await self._remote.syncs.sync(progress, params.get("timeout_s", math.inf))}

@@ -128,6 +128,9 @@ class Retention:
                 await self.round()
             except SessfsError as exc:
                 log.warning("a round of expiry was cut short, the next one goes on: %s", exc)
+            except Exception:
+                # Not sooner than in an hour, whatever it is: a round takes a tenth of all sessions at most.
+                log.exception("a round of expiry was cut short, the next one goes on")
             await trio.sleep(ROUND_S)
 
     async def round(self, *, dry_run: bool = False, trust_clock: bool = False) -> Round:

@@ -269,9 +269,10 @@ class RemoteChunks:
             try:
                 await self._read_frames(read, wanted, expected, receipts)
             finally:
-                for offset, _ in wanted:
-                    del self._flights[read.node, read.segment, offset]
                 done.set()
+                for offset, _ in wanted:
+                    # A damaged manifest may have two frames at one place.
+                    self._flights.pop((read.node, read.segment, offset), None)
         for event in others:
             await event.wait()
 

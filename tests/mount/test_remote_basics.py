@@ -12,6 +12,7 @@ import pytest
 from sessfs.errors import KeyWrong
 from tests.support.mounted import Mounted
 from tests.support.remotes import forget, try_mount, wait_published
+from tests.support.s3proxy import Mood
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -272,3 +273,22 @@ def test_a_daemon_told_to_end_publishes_first(bucket: Bucket) -> None:
         assert processes
     with bucket.mounted() as second:
         assert (second.path / "s" / "file").read_text() == "last words"
+
+
+def test_unmount_says_what_the_remote_lacks(bucket: Bucket) -> None:
+    """It is durable here, and whoever gives up the disk should know."""
+    with bucket.mounted("--unmount-timeout", "2s", interval="1h") as mounted:
+        for number in range(2):
+            (mounted.path / f"user{number}").mkdir()
+        mounted.sessfs("sync", str(mounted.path))
+        (mounted.path / "user1" / "file").write_bytes(b"only here")
+        bucket.proxy.mood = Mood.ERROR_500
+        done = mounted.sessfs("umount", str(mounted.path))
+        assert "user1" in done.stderr
+        assert "user0" not in done.stderr
+        assert f"keep {mounted.state}" in done.stderr
+        bucket.proxy.mood = Mood.HONEST
+        mounted.mount()
+        done = mounted.sessfs("umount", str(mounted.path))
+        assert done.stderr == ""
+        mounted.mount()

@@ -37,6 +37,9 @@ counts = st.integers(0, (1 << 63) - 1)
 times = st.integers(-(1 << 63), (1 << 63) - 1)
 numbers32 = st.integers(0, (1 << 32) - 1)
 inos = st.integers(1, 40)
+roots = st.integers(41, 43)
+"""Inodes that are directories, if they are recorded at all."""
+xattr_names = st.binary(min_size=1, max_size=8).filter(lambda name: b"\0" not in name)
 entry_names = st.binary(min_size=1, max_size=255).filter(
     lambda name: b"/" not in name and b"\0" not in name and name not in (b".", b"..")
 )
@@ -61,7 +64,7 @@ def recipes(draw: st.DrawFn) -> tuple[int, bytes]:
 @st.composite
 def nodes(draw: st.DrawFn, ino: int) -> NodeRecord:
     """An inode of that number: file, directory or symlink."""
-    kind = draw(st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK]))
+    kind = draw(st.sampled_from([stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK])) if ino <= 40 else stat.S_IFDIR
     size, recipe = draw(recipes()) if kind == stat.S_IFREG else (draw(st.integers(0, 4096)), b"")
     return NodeRecord(
         ino=ino,
@@ -69,13 +72,13 @@ def nodes(draw: st.DrawFn, ino: int) -> NodeRecord:
         uid=draw(numbers32),
         gid=draw(numbers32),
         nlink=draw(st.integers(0, 5)),
-        rdev=draw(counts),
+        rdev=draw(numbers32),
         size=size,
         atime_ns=draw(times),
         mtime_ns=draw(times),
         ctime_ns=draw(times),
         target=draw(st.binary(max_size=20)) if kind == stat.S_IFLNK else None,
-        xattrs=draw(st.dictionaries(st.binary(min_size=1, max_size=8), st.binary(max_size=8), max_size=2)),
+        xattrs=draw(st.dictionaries(xattr_names, st.binary(max_size=8), max_size=2)),
         recipe=recipe,
     )
 
@@ -83,7 +86,7 @@ def nodes(draw: st.DrawFn, ino: int) -> NodeRecord:
 @st.composite
 def manifests(draw: st.DrawFn, *, session: bytes | None = None, sequence: int = 1, full: bool = True) -> Manifest:
     """A full manifest or a delta, with a place for every chunk that it names, and for some that it does not."""
-    records = [draw(nodes(ino)) for ino in draw(st.lists(inos, unique=True, max_size=5))]
+    records = [draw(nodes(ino)) for ino in draw(st.lists(st.one_of(inos, roots), unique=True, max_size=5))]
     name_keys = draw(st.lists(st.tuples(inos, short_names), unique=True, max_size=6))
     segments = draw(st.lists(segment_refs, min_size=1, max_size=3, unique=True))
     chunks = sorted(recipe_chunks(records)) + draw(st.lists(chunk_ids, max_size=3))
@@ -100,7 +103,7 @@ def manifests(draw: st.DrawFn, *, session: bytes | None = None, sequence: int = 
         base=None if full else draw(manifest_refs),
         depth=0 if full else draw(st.integers(1, 8)),
         taken_ns=draw(times),
-        root=draw(inos),
+        root=draw(roots),
         nodes=records,
         names=[NameRecord(parent, name, draw(inos)) for parent, name in name_keys],
         gone_nodes=[] if full else draw(st.lists(inos, max_size=4)),

@@ -250,7 +250,7 @@ def test_changed_wrapped_key_is_wrong(field: str) -> None:
         unwrap_key(changed, b"s")
 
 
-@pytest.mark.parametrize(("n", "r"), [(1 << 22, 8), (1 << 20, 32), (48000, 8)])
+@pytest.mark.parametrize(("n", "r"), [(1 << 22, 8), (1 << 20, 32), (48000, 8), (1 << 16, 1)])
 def test_scrypt_of_any_size_is_not_granted(n: int, r: int) -> None:
     """A changed format object must not make a mount take all memory."""
     wrapped = WrappedKey("scrypt", n, r, 1, bytes(16), bytes(12), bytes(48))

@@ -60,7 +60,7 @@ CHUNK = ChunkId(b"c" * 20)
 def _manifest(offset: int, length: int) -> Manifest:
     node = NodeRecord(5, 0o100644, 0, 0, 1, 0, 9, 1, 2, 3, None, {}, encode_extent(CHUNK, 9))
     frame = FramePlace(0, offset, length, CHUNK)
-    return Manifest(1, b"user-1", 1, None, 0, 77, 5, [node], [], [], [], [SegmentRef(NODE, 3)], [frame], b"")
+    return Manifest(1, b"user-1", 1, None, 0, 77, 1, [node], [], [], [], [SegmentRef(NODE, 3)], [frame], b"")
 
 
 def _small(envelope: Envelope) -> tuple[bytes, list[tuple[int, int]], ManifestRef]:

@@ -17,6 +17,7 @@ from sessfs.format.envelope import PlainEnvelope
 from sessfs.format.segment import segment_key
 from sessfs.mount import collecting
 from sessfs.mount.collecting import Collector
+from sessfs.mount.showing import while_showing
 from sessfs.sync import bringing, fetch
 from sessfs.sync.gc_live import Rewrite
 from tests.support.faultystore import FaultyStore, timeout
@@ -205,6 +206,60 @@ async def test_bring_here_of_more_than_the_cache_keeps(tmp_path: Path, monkeypat
         assert await machine.contents() == FILES
         await machine.publish()
     assert_clean(tmp_path / "b")
+
+
+# -- a run that fails
+
+
+@pytest.mark.parametrize("watched", [True, False])
+async def test_what_stops_a_collection_is_told_as_it_is(tmp_path: Path, watched: bool) -> None:
+    """Not in a group of errors, which nobody looks into."""
+    seen: list[object] = []
+
+    async def progress(step: object) -> None:
+        seen.append(step)
+
+    async with open_machine(tmp_path / "a", MemoryStore()) as machine:
+        store = FaultyStore(MemoryStore())
+        store.always(timeout(), "get", "list_page")
+        with pytest.raises(RemoteUnavailable):
+            await make_collector(machine, store).collect(
+                dry_run=True, grace_s=None, progress=progress if watched else None
+            )
+    assert bool(seen) is watched
+
+
+async def test_collections_go_on_daily_after_one_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(collecting, "FIRST_RUN_S", 0.0)
+    monkeypatch.setattr(collecting, "EVERY_S", 0.001)
+    tried = 0
+
+    async def away() -> None:
+        nonlocal tried
+        tried += 1
+        raise RemoteUnavailable("the network is gone")
+
+    async with open_machine(tmp_path / "a", MemoryStore()) as machine:
+        monkeypatch.setattr(machine.node, "checkpoint", away)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(make_collector(machine, MemoryStore()).run)
+            await wait_until(lambda: tried >= 3)
+            nursery.cancel_scope.cancel()
+    assert "nothing was collected: the network is gone" in caplog.text
+
+
+async def test_work_goes_on_when_nobody_watches_it_any_more() -> None:
+    async def gone(step: object) -> None:
+        raise trio.BrokenResourceError
+
+    async def work() -> int:
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+        return 7
+
+    assert await while_showing(gone, dict, work) == 7
 
 
 # -- mostly dead segments

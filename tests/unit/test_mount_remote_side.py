@@ -76,11 +76,11 @@ async def test_nothing_is_published_before_it_is_known_what_was_collected(
             await side.writeback.publish()
         assert box.get(b"s").ino in box.volume.changes.sessions
         with pytest.raises(Unsynced):
-            await side.sync(ignore, 0.05)
+            await side.syncs.sync(ignore, 0.05)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(side.run)
             with trio.fail_after(10):
-                await side.sync(ignore, 10)
+                await side.syncs.sync(ignore, 10)
             nursery.cancel_scope.cancel()
         assert not box.volume.changes.sessions
 
@@ -151,16 +151,16 @@ async def test_bug_in_background_work_does_not_end_the_mount(
                 side.prefetcher.loaded(box.get(b"s").ino)
                 await wait_until(lambda before=before: caplog.text.count(BUG) > before)  # type: ignore[misc]
         with trio.fail_after(20):
-            await side.sync(ignore, 20)
+            await side.syncs.sync(ignore, 20)
 
 
 async def test_bug_in_a_publishing_is_told_to_who_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(tmp_path, monkeypatch) as (_, side):
         with monkeypatch.context() as patch:
-            patch.setattr(side.writeback, "publish", async_bug)
+            patch.setattr(side.syncs, "_publish", async_bug)
             with trio.fail_after(20), pytest.raises(Unsynced, match=BUG):
-                await side.sync(ignore, 20)
-        await side.sync(ignore, 20)
+                await side.syncs.sync(ignore, 20)
+        await side.syncs.sync(ignore, 20)
 
 
 async def test_node_that_was_not_compared_is_opened_again(
@@ -175,9 +175,9 @@ async def test_node_that_was_not_compared_is_opened_again(
                 nursery.start_soon(side.run)
                 await wait_until(lambda: caplog.text.count(BUG) >= 2)
                 with pytest.raises(Unsynced, match="not been reached yet"):
-                    await side.sync(ignore, 20)
+                    await side.syncs.sync(ignore, 20)
                 patch.undo()
                 await wait_until(lambda: side.gate.node is not None)
                 with trio.fail_after(20):
-                    await side.sync(ignore, 20)
+                    await side.syncs.sync(ignore, 20)
                 nursery.cancel_scope.cancel()

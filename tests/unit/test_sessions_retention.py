@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,8 @@ import trio
 from sessfs.errors import StoreFull, UsageError
 from sessfs.sessions import retention
 from sessfs.sessions.retention import CAP_SHARE, HIBERNATE, REMOVE
+from sessfs.vfs import background
+from sessfs.vfs.background import keep_going
 from tests.support.memorystore import MemoryStore
 from tests.support.retaining import BACKUP, CHROME, Keeping
 from tests.support.volumes import Clock, assert_clean, open_box, open_machine, wait_until
@@ -440,6 +443,33 @@ async def test_a_round_does_a_tenth(tmp_path: Path) -> None:
         assert max(counts) == 200 // CAP_SHARE
         assert sum(counts) == 200
         assert keeping.retention.warnings() == []
+
+
+async def test_round_that_a_bug_ends_is_not_followed_by_another_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each takes a tenth of all sessions: an hour is what an operator has to stop it."""
+    monkeypatch.setattr(retention, "FIRST_ROUND_S", 0.0)
+    monkeypatch.setattr(background, "RESTART_S", 0.0)
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        await trio.lowlevel.checkpoint()
+
+    async def bug() -> None:
+        raise KeyError("nobody has thought of this")
+
+    async with open_box(tmp_path / "a") as box:
+        keeping = Keeping(box, None, REMOVE)
+        monkeypatch.setattr(keeping.retention, "round", bug)
+        monkeypatch.setattr(retention, "trio", SimpleNamespace(sleep=sleep))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_going, keeping.retention.run)
+            await wait_until(lambda: len(pauses) >= 4)
+            nursery.cancel_scope.cancel()
+    assert set(pauses[1:]) == {retention.ROUND_S}
+    assert "nobody has thought of this" in caplog.text
 
 
 async def test_rounds_go_on_where_the_disk_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

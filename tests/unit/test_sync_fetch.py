@@ -335,6 +335,27 @@ async def test_bug_while_chunks_are_stored_is_told_to_who_waits_for_them(
         assert all(machine.volume.reader.has(cid) for cid in ids)
 
 
+async def test_two_frames_at_one_place_are_damage_and_keep_nobody_waiting(tmp_path: Path) -> None:
+    """A manifest that contradicts itself, or two that contradict each other."""
+    store = await publish(tmp_path)
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load(b"s")
+        places = machine.volume.places
+        ids = [e.chunk for e in machine.volume.inodes.load_recipe(machine.get(b"s/f"))]
+        place = places.find(ids[0])
+        assert place is not None
+        others = [cid for cid in ids if places.find(cid) == place]
+        lost = {cid for cid in ids if places.find(cid) == places.find(ids[-1])}
+        places.set(place.node, place.segment, place.offset, place.length + 1, sorted(lost))
+        with trio.fail_after(20):
+            with pytest.raises(RemoteCorrupt):
+                await machine.chunks.fetch(ids)
+            await machine.chunks.settle()
+            await machine.chunks.fetch(others)
+            assert set(await machine.chunks.bring(ids)) == lost
+            assert all(machine.volume.reader.has(cid) for cid in ids if cid not in lost)
+
+
 PLACES = st.builds(
     RemotePlace,
     st.sampled_from(["a", "b"]),

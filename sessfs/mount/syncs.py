@@ -1,0 +1,87 @@
+"""`sessfs sync`: waits until the remote has everything."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from sessfs.errors import SessfsError, Unsynced
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from sessfs.mount.control import Progress
+
+log = logging.getLogger(__name__)
+PROGRESS_S = 0.25
+
+
+class _Asked:
+    """One `sync` that waits: *problem* says why not everything is in the remote."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.problem: str | None = None
+
+
+class Syncs:
+    """Those who wait for a publishing. The request loop alone; `run` in the daemon's nursery."""
+
+    def __init__(
+        self,
+        publish: Callable[[], Awaitable[None]],
+        bytes_up: Callable[[], int],
+        risk_bytes: Callable[[], int],
+        dirty_names: Callable[[], str],
+        trouble: Callable[[], str],
+    ) -> None:
+        """*bytes_up* were sent so far, *risk_bytes* are to be sent, of the sessions *dirty_names*; *trouble* says what
+        keeps the remote from taking them.
+        """
+        self._publish = publish
+        self._bytes_up = bytes_up
+        self._risk_bytes = risk_bytes
+        self._dirty_names = dirty_names
+        self._trouble = trouble
+        self._asked: list[_Asked] = []
+        self._ask = trio.Event()
+
+    async def sync(self, progress: Progress, timeout_s: float) -> int:
+        """Return the bytes sent once everything acknowledged so far is in the remote; meanwhile *progress* gets the
+        bytes done and to do. Raises Unsynced naming the sessions that are not, after *timeout_s* at the latest; what
+        was begun goes on.
+        """
+        start = self._bytes_up()
+        asked = _Asked()
+        self._asked.append(asked)
+        self._ask.set()
+        with trio.move_on_after(timeout_s):
+            while not asked.done.is_set():
+                await progress({"uploaded_bytes": self._bytes_up() - start, "pending_bytes": self._risk_bytes()})
+                with trio.move_on_after(PROGRESS_S):
+                    await asked.done.wait()
+        if not asked.done.is_set():
+            asked.problem = f"it took longer than {timeout_s:g} s ({self._trouble()})"
+        if asked.problem is not None:
+            raise Unsynced(f"not everything is in the remote: {asked.problem}; only here: {self._dirty_names()}")
+        return self._bytes_up() - start
+
+    async def run(self) -> None:
+        """One publishing for all that ask meanwhile; nobody's patience cuts it short. For ever."""
+        while True:
+            await self._ask.wait()
+            self._ask = trio.Event()
+            asked, self._asked = self._asked, []
+            problem = None
+            try:
+                await self._publish()
+            except SessfsError as exc:
+                problem = str(exc)
+            except Exception as exc:
+                log.exception("bug in a publishing")
+                problem = f"bug in the daemon: {exc!r}; see its log"
+            for one in asked:
+                one.problem = problem
+                one.done.set()
