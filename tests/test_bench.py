@@ -66,6 +66,14 @@ def test_readme_of_the_whole_has_the_figures_of_the_results(results: dict[str, A
         assert known[key]["title"] in readme
 
 
+def test_every_goal_that_is_missed_is_explained(results: dict[str, Any]) -> None:
+    section = (BENCH / "README.md").read_text().partition("## Goals that are not met, and why")[2]
+    explained = set(re.findall(r"^\| (.+?) \| .{3,} \|$", section.partition("\n## ")[0], re.MULTILINE))
+    missed = {row["title"] for row in results["rows"] if any(goal["met"] is False for goal in row["goals"])}
+    assert missed
+    assert missed <= explained
+
+
 def test_figures_follow_from_the_samples(results: dict[str, Any]) -> None:
     """Samples are stored rounded, so what follows from them may differ in the last digits."""
     for row in results["rows"]:
