@@ -90,6 +90,12 @@ def run(arguments: list[str], early: Started | None = None) -> int:
     except KeyboardInterrupt:
         output.print_note("interrupted")
         return INTERRUPTED_EXIT_CODE
+    except BaseExceptionGroup as group:
+        # What trio makes of Ctrl-C where several things were going on.
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        output.print_note("interrupted")
+        return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
         # Whoever read our stdout has left, as `head` does; Python must not complain at its own exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -32,7 +32,7 @@ from sessfs.types import ROOT_INO, Ino
 from sessfs.vfs.background import keep_going
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Sequence, Set
     from pathlib import Path
 
     from sessfs.config import Settings
@@ -78,7 +78,6 @@ class RemoteSide:
         self._chunks = self.chunks = chunks
         self._volume = volume
         self._settings = settings
-        self._changes = volume.changes
         self._is_detached = False
         self._may_publish = trio.Event()
         """Set once it is known which segments this state may no longer rely on."""
@@ -99,7 +98,7 @@ class RemoteSide:
             repository.envelope,
             gate,
             volume.inodes,
-            self._changes,
+            self._volume.changes,
             volume.references,
             volume.reader,
             volume.places,
@@ -111,6 +110,7 @@ class RemoteSide:
             clock_ns=time.time_ns,
             interval_s=settings.interval_s,
             done=self._note_done,
+            named=self._save_kept,
         )
         publish = self.writeback.publish
         self.syncs = Syncs(publish, self._bytes_up, self._risk_in_all, self._dirty_names, self._trouble)
@@ -141,6 +141,13 @@ class RemoteSide:
         for session in removed:
             self.history.forget(session)
 
+    async def _save_kept(self, names: Set[bytes]) -> None:
+        """Sessions go by these names from now on: have the remote know what is kept of them beside their last
+        snapshot. Raises RemoteError.
+        """
+        if any(len(self.history.kept_of(name) or ()) > 1 for name in names):
+            await self._gate.checkpoint()
+
     async def reach(self, name: bytes) -> None:
         """Have everything of the session here but its chunks, or know that there is none. Raises RemoteError."""
         await self.sessions.find(name)
@@ -158,7 +165,7 @@ class RemoteSide:
         """Take the prefix, if the remote answers; a state that knows the remote is mounted without it. Raises
         RemoteHeld, RemoteUnsuitable and other errors that a person must mend, RemoteUnavailable for a new state.
         """
-        note_unpublished(self._volume.inodes, self._volume.places, self._changes)
+        note_unpublished(self._volume.inodes, self._volume.places, self._volume.changes)
         fresh = not any(True for _ in self._volume.places.iter_published())
         try:
             node = await open_gate(self._repository, self._settings, self._gate, START_DEADLINE_S)
@@ -294,7 +301,7 @@ class RemoteSide:
         }
 
     def _risky(self) -> list[Ino]:
-        return [*self._changes.sessions.keys() | self.writeback.in_flight()]
+        return [*self._volume.changes.sessions.keys() | self.writeback.in_flight()]
 
     def session_risk(self, session: Ino) -> dict[str, Any]:
         """The remote's part of one session in `sessfs sessions`."""
@@ -306,7 +313,7 @@ class RemoteSide:
 
     def risk_bytes(self, session: Ino) -> int:
         """About how many bytes of the session's content the remote lacks."""
-        changes = self._changes.sessions.get(session)
+        changes = self._volume.changes.sessions.get(session)
         total = self.writeback.in_flight_bytes(session)
         if changes is None:
             return total

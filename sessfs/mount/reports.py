@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from sessfs.sessions.usage import list_sessions, measure_session
+from sessfs.sync.restore import UNSENT_SUFFIX
 from sessfs.version import VERSION
 
 if TYPE_CHECKING:
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from sessfs.mount.policies import Policies
     from sessfs.mount.remote_side import RemoteSide
     from sessfs.vfs.volume import Volume
+
+
+NAMED_MAX = 10
+"""So many sessions are named in a warning."""
 
 
 def memory_bytes(pid: int) -> int:
@@ -102,6 +107,12 @@ def warnings(volume: Volume) -> list[str]:
         found.append(f"sealing fails: {volume.sealer.failed}; files stay as they are, uncompressed")
     if volume.fileio.full_reason is not None:
         found.append(f"writers get ENOSPC: {volume.fileio.full_reason}; delete something, or give more room")
+    unsent = [name.decode(errors="replace") for name, _ in list_sessions(volume.inodes) if UNSENT_SUFFIX in name]
+    if unsent:
+        found.append(
+            f"{', '.join(unsent[:NAMED_MAX])}: what this node had not sent of sessions that another one changed since; "
+            "look at it, and remove it by `sessfs rm`"
+        )
     return found
 
 

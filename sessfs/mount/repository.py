@@ -9,7 +9,14 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from sessfs.errors import RemoteConflict, RemoteDenied, RemoteMissing, RemoteUnavailable, RemoteUnsuitable
+from sessfs.errors import (
+    RemoteConflict,
+    RemoteDenied,
+    RemoteMissing,
+    RemoteUnavailable,
+    RemoteUnsuitable,
+    UsageError,
+)
 from sessfs.format.chunk import HASH_KEY_BYTES
 from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, new_format, open_format
 from sessfs.local.state import write_durably
@@ -57,9 +64,12 @@ def remote_settings(settings: Settings) -> RemoteSettings:
 
 
 def read_secret(settings: Settings) -> bytes | None:
-    """The key given by --key-file or SESSFS_KEY, None when none was."""
+    """The key given by --key-file or SESSFS_KEY, None when none was. Raises UsageError when it can't be read."""
     if settings.key_file is not None:
-        return settings.key_file.read_bytes().strip()
+        try:
+            return settings.key_file.read_bytes().strip()
+        except OSError as exc:
+            raise UsageError(f"the key file {settings.key_file} can't be read: {exc.strerror}") from exc
     text = os.environ.get("SESSFS_KEY")
     return text.encode() if text else None
 
@@ -128,8 +138,15 @@ class CachedState:
 
 @asynccontextmanager
 async def opened_repository(settings: Settings, state: CachedState) -> AsyncIterator[Repository | None]:
-    """The repository of the settings' remote, None when there is no remote. Errors as `open_repository`."""
+    """The repository of the settings' remote, None when there is none. Errors as `open_repository`; UsageError for a
+    state that was used with a remote and is to be used without: what is not here would seem to be empty.
+    """
     if settings.remote is None:
+        if state.format is not None:
+            raise UsageError(
+                f"{settings.state_dir} was used with a remote, which may have sessions that are not here: give it by "
+                "--remote URL (or in /etc/fstab or /etc/sessfs.toml), or mount with another --state"
+            )
         yield None
         return
     # The longest pause between two tries: an interval, so that all is sent within two of the remote's return.

@@ -26,7 +26,7 @@ from sessfs.sync.upload import Numbering, Upload
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence, Set
 
     from sessfs.format.envelope import Envelope
     from sessfs.local.changes import Changes
@@ -60,6 +60,10 @@ class Publisher(Numbering, Protocol):
         """
 
 
+async def _nobody(names: Set[bytes]) -> None:
+    pass
+
+
 class Writeback(Generic[FrozenT]):
     """The loop that publishes, and `sync`, which does so at once."""
 
@@ -82,10 +86,12 @@ class Writeback(Generic[FrozenT]):
         clock_ns: Callable[[], int],
         interval_s: float,
         done: Callable[[Sequence[Ino], Sequence[Ino]], None] = lambda published, removed: None,
+        named: Callable[[Set[bytes]], Awaitable[None]] = _nobody,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         """*ready* is awaited before each round, *prepare* once it holds `busy`; either may raise RemoteError. *done* is
-        told, after each round, of sessions whose snapshot, and whose removal, is published.
+        told, after each round, of sessions whose snapshot, and whose removal, is published; *named* is awaited after
+        that with the names that are new to the remote, again and again until it raises no RemoteError.
         """
         self._store = store
         self._envelope = envelope
@@ -104,6 +110,8 @@ class Writeback(Generic[FrozenT]):
         self._clock_ns = clock_ns
         self._interval_s = interval_s
         self._done = done
+        self._named = named
+        self._new_names: set[bytes] = set()
         self._crash_point = crash_point
         self.busy = trio.Lock()
         """Held while a round is under way: until it ends, no session may change its inode."""
@@ -155,6 +163,9 @@ class Writeback(Generic[FrozenT]):
             for session in round_.removed:
                 self._changes.forget(session)
             self._done([draft.session for draft in round_.drafts], list(round_.removed))
+            self._new_names |= {d.name for d in round_.drafts if d.published is None or d.published.name != d.name}
+            await self._named(self._new_names)
+            self._new_names.clear()
             if round_.damage is not None:
                 raise round_.damage
             self.failed = None

@@ -77,7 +77,9 @@ class Space:
         elif self.used_bytes() >= self.bound_bytes:
             self._fileio.full_reason = f"the cache bound of {self.bound_bytes} bytes is full (--cache-size)"
         else:
-            self._fileio.full_reason = f"the disk of {self._state_dir} is full"
+            self._fileio.full_reason = (
+                f"the disk of {self._state_dir} is full (its last {DISK_RESERVE_BYTES >> 20} MiB are left for commits)"
+            )
 
     async def run(self) -> None:
         """Check for ever; started once, in the daemon's nursery."""

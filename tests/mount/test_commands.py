@@ -398,8 +398,15 @@ def test_mount_helper_takes_every_setting(place: Path) -> None:
         flag = "--" + key.replace("_", "-")
         assert helped("sessfs", key) == helped("sessfs", f"{key}=true") == ["mount", flag, "--", str(place / "m")]
         assert helped("sessfs", f"{key}=false") == ["mount", "--", str(place / "m")]
+        called.write_text("#!/bin/sh\nenv\n")
+        assert f"SESSFS_{key.upper()}=false" in helped("sessfs", f"{key.replace('_', '-')}=false")
+        called.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     for url in ("s3://bucket/prefix", "file:///directory"):
         assert helped(url, "state=/s")[:5] == ["mount", "--remote", url, "--state", "/s"]
+    for mistyped in ("s3:/bucket/prefix", "S3://bucket/prefix", "relative/directory"):
+        done = run(REPOSITORY / "scripts" / "mount.sessfs", mistyped, place / "m", env=env)
+        assert done.returncode == 1
+        assert f"{mistyped} is neither" in done.stderr
     done = run(REPOSITORY / "scripts" / "mount.sessfs", "sessfs", place / "m", "-o", "single-node=perhaps", env=env)
     assert done.returncode == 1
     assert "single-node=false" in done.stderr

@@ -275,6 +275,35 @@ def test_a_daemon_told_to_end_publishes_first(bucket: Bucket) -> None:
         assert (second.path / "s" / "file").read_text() == "last words"
 
 
+def test_a_state_that_was_used_with_a_remote_is_not_mounted_without(bucket: Bucket) -> None:
+    """Sessions that only the remote has would seem to be empty, and what is done to them would be done to the remote's
+    later.
+    """
+    with bucket.mounted() as mounted:
+        (mounted.path / "user").mkdir()
+        (mounted.path / "user" / "file").write_bytes(b"content")
+    with bucket.mounted() as mounted:
+        assert os.listdir(mounted.path) == ["user"]
+        mounted.umount()
+        done = mounted.sessfs("mount", str(mounted.path), "--state", str(mounted.state), check=False)
+        assert done.returncode == 2
+        assert str(mounted.state) in done.stderr
+        assert "--remote URL" in done.stderr
+        assert not mounted.is_mounted()
+        mounted.mount()
+        assert (mounted.path / "user" / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory"])
+def test_a_key_file_that_cannot_be_read_is_named(bucket: Bucket, tmp_path: Path, kind: str) -> None:
+    key = tmp_path / "key"
+    if kind == "directory":
+        key.mkdir()
+    done = try_mount(bucket.mounted("--key-file", str(key)))
+    assert done.returncode == 2
+    assert f"the key file {key} can't be read" in done.stderr
+
+
 def test_unmount_says_what_the_remote_lacks(bucket: Bucket) -> None:
     """It is durable here, and whoever gives up the disk should know."""
     with bucket.mounted("--unmount-timeout", "2s", interval="1h") as mounted:

@@ -104,6 +104,7 @@ def test_a_fenced_node_goes_read_only_and_loses_nothing(bucket: Bucket) -> None:
         assert (first.path / "changed" / "file").read_text() == "sent by the second"
         assert (first.path / "edited on both" / "file").read_text() == "sent by the second"
         assert (first.path / "edited on both.unsent" / "file").read_text() == "never sent"
+        assert any("edited on both.unsent" in warning for warning in first.status()["warnings"])
         assert (first.path / "only here" / "file").read_text() == "never sent either"
         assert (first.path / "untouched" / "file").read_text() == "published"
         first.umount()

@@ -28,7 +28,7 @@ from sessfs.vfs.namespace import Owner
 from sessfs.vfs.volume import RemoteHooks, Volume
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence, Set
     from pathlib import Path
 
     from sessfs.local.chunkstore import ChunkReader, References
@@ -328,6 +328,7 @@ class Machine(Box):
             clock_ns=self.clock.ns,
             interval_s=NEVER_S,
             done=self._done,
+            named=self._save_kept,
             crash_point=crash_point,
         )
         self.history = History(
@@ -353,6 +354,10 @@ class Machine(Box):
 
     async def _reach(self, name: bytes) -> None:
         await self.load(name)
+
+    async def _save_kept(self, names: Set[bytes]) -> None:
+        if any(len(self.history.kept_of(name) or ()) > 1 for name in names):
+            await self.node.checkpoint()
 
     def _done(self, published: Sequence[Ino], removed: Sequence[Ino]) -> None:
         for session in published:

@@ -28,6 +28,22 @@ def test_run_not_mounted_is_one_line_and_its_exit_code(tmp_path: Path, capsys: p
     assert err == f"sessfs: no sessfs is mounted at {tmp_path}: `sessfs status` lists the mounts\n"
 
 
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), BaseExceptionGroup("", [BaseExceptionGroup("", [KeyboardInterrupt()])])]
+)
+def test_run_interrupted_is_one_line(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where several things were going on, and trio puts it into a group."""
+
+    def interrupted(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "build_app", lambda name: interrupted)
+    assert main.run(["gc"]) == 130
+    assert capsys.readouterr().err == "sessfs: interrupted\n"
+
+
 def test_run_error_with_json_is_json_on_stdout_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main.run(["sessions", str(tmp_path), "--json"])
     out, err = capsys.readouterr()

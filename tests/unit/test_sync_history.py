@@ -10,7 +10,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sessfs.errors import StoreCorrupt, UsageError
+from sessfs.errors import RemoteUnavailable, StoreCorrupt, UsageError
 from sessfs.format.envelope import PlainEnvelope
 from sessfs.format.segment import parse_segment_key, segment_key
 from sessfs.sync import history
@@ -19,6 +19,7 @@ from sessfs.sync.gc import Options, collect
 from sessfs.sync.keeping import DAY_NS, HOUR_NS, Policy
 from sessfs.sync.remote_index import read_holder
 from sessfs.types import ROOT_INO
+from tests.support.faultystore import FaultyStore, timeout
 from tests.support.lives import HOUR_S, Local
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import ONLY_LATEST, Clock, assert_clean, open_box, open_machine, snapshot
@@ -388,6 +389,28 @@ async def test_a_renamed_session_takes_its_history_along_and_a_new_one_has_none(
         await machine.load_all()
         assert sequences(machine.history, machine.get(b"t").ino) == [*sorted(held), 4]
         assert sequences(machine.history, machine.get(b"s").ino) == [1]
+        for sequence, content in held.items():
+            assert (await content_of(machine, machine.lives, b"t", sequence))[b"f"] == content
+
+
+async def test_what_is_kept_of_a_renamed_session_is_in_the_remote_once_it_is_published(tmp_path: Path) -> None:
+    """The machine may vanish right after that."""
+    faulty = FaultyStore(store := MemoryStore())
+    async with open_machine(tmp_path / "a", faulty, policy=PLENTY, release=False) as machine:
+        machine.mkdir(b"s")
+        held = await life(machine, 0, 3)
+        machine.rename(b"s", b"t")
+        faulty.plan("put", None, timeout())
+        with pytest.raises(RemoteUnavailable):
+            await machine.publish()
+        # Nothing changed since, and yet there is something to be told.
+        await machine.publish()
+        before = faulty.count("put")
+        await machine.publish()
+        assert faulty.count("put") == before
+    async with open_machine(tmp_path / "b", store, name="b", take_over=True, policy=PLENTY) as machine:
+        await machine.load_all()
+        assert sequences(machine.history, machine.get(b"t").ino) == [*sorted(held), 4]
         for sequence, content in held.items():
             assert (await content_of(machine, machine.lives, b"t", sequence))[b"f"] == content
 
