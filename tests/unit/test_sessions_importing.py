@@ -48,6 +48,11 @@ def start(command: list[str], stdout: IO[bytes] | None = None) -> subprocess.Pop
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout)
 
 
+def pack_folder(folder: Path, archive: Path) -> None:
+    """A tar of what is in it, and of itself as `./`, as an export writes it."""
+    subprocess.run(["tar", "--format=posix", "-C", folder, "-cf", archive, "."], check=True)
+
+
 def everything(source: Path) -> list[Path]:
     """The source and what is in it, but for what stays on its machine."""
     return [source, *(path for path in source.rglob("*") if not path.name.startswith("Singleton"))]
@@ -482,6 +487,28 @@ async def test_remote_auth_zip_becomes_a_session_for_local_auth(tmp_path: Path) 
         report = await there.take(tmp_path / "RemoteAuth-7.zip", ImportOptions(as_name=b"user7"))
         assert outcomes(report) == {"user7": Outcome.IMPORTED}
         assert await there.box.read(b"user7/session/Default/IndexedDB/x/CURRENT") == b"MANIFEST-000001\n"
+
+
+@pytest.mark.parametrize("name", ["x.tar", "x.zip"])
+async def test_the_same_archive_twice_is_there_already(tmp_path: Path, name: str) -> None:
+    """Its own folder is the session: a tar has an entry for that, this zip for no directory at all."""
+    (user,) = make_tree(tmp_path / "tree", 1, SMALL)
+    os.chmod(user, 0o750)
+    os.utime(user, ns=(1_000_000_007, 1_000_000_007))
+    if name == "x.tar":
+        pack_folder(user, tmp_path / name)
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.write(user / "session/Local State", "session/Local State")
+            file.writestr("session/Default/Preferences", b"{}")
+    options = ImportOptions(as_name=b"twice")
+    async with place(tmp_path / "state") as there:
+        assert outcomes(await there.take(tmp_path / name, options)) == {"twice": Outcome.IMPORTED}
+        if name == "x.tar":
+            inode = there.box.get(b"twice")
+            assert (stat.S_IMODE(inode.mode), inode.mtime_ns) == (0o750, 1_000_000_007)
+        again = await there.take(tmp_path / name, options)
+        assert outcomes(again) == {"twice": Outcome.THERE}, again.sessions
 
 
 async def test_archive_that_attacks_leaves_nothing(tmp_path: Path) -> None:
