@@ -91,7 +91,9 @@ class MountedStore(Store):
         skip_unsafe: bool = False,
         progress: Callable[[ImportProgress], None] | None = None,
     ) -> ImportReport:
-        """See Store. The daemon reads *source* itself, so it must see there what this process does."""
+        """See Store. The daemon reads *source* itself, so it must see there what this process does. The `data_path` of
+        the report begins with the mountpoint.
+        """
         path = Path(os.path.realpath(source))
         try:
             found = path.stat()
@@ -110,7 +112,9 @@ class MountedStore(Store):
             if progress is not None:
                 progress(ImportProgress(**step))
 
-        return msgspec.convert(self.call("import", params, timeout_s=None, on_progress=show), ImportReport)
+        report = msgspec.convert(self.call("import", params, timeout_s=None, on_progress=show), ImportReport)
+        report.data_path = report.data_path.replace("MOUNTPOINT", self.where)
+        return report
 
     def _ask(self, verb: str, name: bytes, **params: Any) -> dict[str, Any]:
         return self.call(verb, {"session": os.fsdecode(name), **params}, timeout_s=LONG_TIMEOUT_S)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from tests.support.volumes import Box
 
+PROFILE = ("Local State", "Default/Preferences")
 SMALL = Shape(scripts=2, script_kib=40, records=60)
 
 
@@ -531,6 +532,25 @@ async def test_link_out_of_an_archive_is_refused_by_its_name_in_it(tmp_path: Pat
     async with place(tmp_path / "state") as there:
         reason = only_reason(await there.take(tmp_path / "x.tar"))
         assert reason.startswith(f"{tmp_path}/x.tar:tree/user1/session/bad is a link that leads out")
+
+
+async def test_only_the_archive_is_named_not_where_it_was_laid_out(tmp_path: Path) -> None:
+    (made,) = make_tree(tmp_path / "tree", 1, SMALL)
+    pack_folder(made, tmp_path / "x.tar")
+    for name, members in (
+        ("none.zip", ["f"]),
+        ("two.zip", [f"{user}/session/{part}" for user in "ab" for part in PROFILE]),
+    ):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            for member in members:
+                file.writestr(member, b"{}")
+    async with place(tmp_path / "state") as there:
+        (session,) = (await there.take(tmp_path / "x.tar")).sessions
+        assert session.source == f"{tmp_path}/x.tar"
+        with pytest.raises(UsageError, match=rf"\A{tmp_path}/none.zip holds no session"):
+            await there.take(tmp_path / "none.zip")
+        with pytest.raises(UsageError, match=rf"and {tmp_path}/two.zip holds 2"):
+            await there.take(tmp_path / "two.zip", ImportOptions(as_name=b"one"))
 
 
 async def test_read_only_volume_is_refused(tmp_path: Path) -> None:
