@@ -79,7 +79,7 @@ class Trash:
         Raises MountBusy while a file of it is open, PosixError ENOENT.
         """
         if self._lives.in_use(name):
-            raise MountBusy(f"session {_show(name)} is in use: files of it are open")
+            raise MountBusy(f"session {_show(name)} is in use: files of it are open; end what uses it, then try again")
         now_ns = self._clock_ns()
         entry = self._free_entry(now_ns)
         dentry = self._inodes.find_dentry(ROOT_INO, name)
