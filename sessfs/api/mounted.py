@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shlex
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import msgspec
 
 from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Session, Store, session_name
-from sessfs.errors import NotMounted, UsageError
+from sessfs.errors import NotMounted, PosixError, UsageError
 from sessfs.mount import control, mountinfo, preflight, syscalls
 from sessfs.sessions.erasing_report import ErasureReport
 from sessfs.sessions.importing_report import ImportProgress, ImportReport
@@ -70,6 +72,11 @@ class MountedStore(Store):
             return stat.S_ISDIR(os.stat(self._directory(name)).st_mode)
         except FileNotFoundError:
             return False
+
+    def _no_session(self, name: bytes) -> PosixError:
+        """See Store. To ask for all that a mount has takes long, and who runs a mount has the command."""
+        command = shlex.join(["sessfs", "sessions", self.where])
+        return PosixError(errno.ENOENT, f"{self.where} has no session {os.fsdecode(name)}: `{command}` lists them")
 
     def _directory(self, name: bytes) -> bytes:
         return os.path.join(os.fsencode(self.mountpoint), name)
