@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shlex
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import msgspec
 
 from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Session, Store, session_name
-from sessfs.errors import NotMounted, UsageError
+from sessfs.errors import NotMounted, PosixError, UsageError
 from sessfs.mount import control, mountinfo, preflight, syscalls
 from sessfs.sessions.erasing_report import ErasureReport
 from sessfs.sessions.importing_report import ImportProgress, ImportReport
@@ -71,6 +73,11 @@ class MountedStore(Store):
         except FileNotFoundError:
             return False
 
+    def _no_session(self, name: bytes) -> PosixError:
+        """See Store. To ask for all that a mount has takes long, and who runs a mount has the command."""
+        command = shlex.join(["sessfs", "sessions", self.where])
+        return PosixError(errno.ENOENT, f"{self.where} has no session {os.fsdecode(name)}: `{command}` lists them")
+
     def _directory(self, name: bytes) -> bytes:
         return os.path.join(os.fsencode(self.mountpoint), name)
 
@@ -91,7 +98,9 @@ class MountedStore(Store):
         skip_unsafe: bool = False,
         progress: Callable[[ImportProgress], None] | None = None,
     ) -> ImportReport:
-        """See Store. The daemon reads *source* itself, so it must see there what this process does."""
+        """See Store. The daemon reads *source* itself, so it must see there what this process does. The `data_path` of
+        the report begins with the mountpoint.
+        """
         path = Path(os.path.realpath(source))
         try:
             found = path.stat()
@@ -110,7 +119,9 @@ class MountedStore(Store):
             if progress is not None:
                 progress(ImportProgress(**step))
 
-        return msgspec.convert(self.call("import", params, timeout_s=None, on_progress=show), ImportReport)
+        report = msgspec.convert(self.call("import", params, timeout_s=None, on_progress=show), ImportReport)
+        report.data_path = report.data_path.replace("MOUNTPOINT", self.where)
+        return report
 
     def _ask(self, verb: str, name: bytes, **params: Any) -> dict[str, Any]:
         return self.call(verb, {"session": os.fsdecode(name), **params}, timeout_s=LONG_TIMEOUT_S)

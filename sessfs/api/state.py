@@ -19,7 +19,7 @@ from sessfs.api.portal import Portal
 from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Store, no_session
 from sessfs.chrome import PathClass
-from sessfs.errors import RemoteUnavailable, UsageError
+from sessfs.errors import PosixError, RemoteUnavailable, UsageError
 from sessfs.mount import preflight
 from sessfs.mount.reports import status_report
 from sessfs.sessions.importing import Importer
@@ -191,6 +191,13 @@ class StateStore(Store):
         """See Store."""
         return self._portal.do(self._find, name) is not None
 
+    def _no_session(self, name: bytes) -> PosixError:
+        """See Store: without measuring them all."""
+        return no_session(self.where, name, self._portal.do(self._names))
+
+    def _names(self) -> list[str]:
+        return [os.fsdecode(one) for one, _ in list_sessions(self._volume.inodes)]
+
     def _find(self, name: bytes) -> Ino | None:
         dentry = self._volume.inodes.find_dentry(ROOT_INO, name)
         return dentry.ino if dentry is not None and stat.S_ISDIR(dentry.kind) else None
@@ -198,7 +205,7 @@ class StateStore(Store):
     def _loaded(self, name: bytes) -> Ino:
         session = self._find(name)
         if session is None:
-            raise no_session(self.where, name)
+            raise no_session(self.where, name, self._names())
         published = self._volume.places.published(session)
         if published is not None and published.stub:
             raise RemoteUnavailable(

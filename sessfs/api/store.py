@@ -24,7 +24,7 @@ from sessfs.sessions.trees import Tree, normalize
 
 if TYPE_CHECKING:
     import io
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
     from types import TracebackType
     from typing import Self
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from sessfs.sessions.importing_report import ImportProgress, ImportReport
 
     PathLike = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+SHOWN = 10
+"""So many sessions are named in the error for one that is not there."""
 
 
 class Store(ABC):
@@ -65,8 +68,12 @@ class Store(ABC):
         """
         encoded = session_name(name)
         if not self._has(encoded):
-            raise no_session(self.where, encoded)
+            raise self._no_session(encoded)
         return Session(self, encoded)
+
+    def _no_session(self, name: bytes) -> PosixError:
+        """The error for a session that is not there. Raises SessfsError when it can't be known what is."""
+        return no_session(self.where, name, [record.name for record in self.sessions()])
 
     @abstractmethod
     def _has(self, name: bytes) -> bool:
@@ -114,7 +121,7 @@ class Store(ABC):
 
     def empty_trash(self, name: PathLike | None = None) -> list[str]:
         """Remove for good what is in the trash, or what of it had that *name*; the names of what is gone. Raises
-        UsageError for an empty name.
+        UsageError for an empty name, and when nothing there has that name.
         """
         raise self._cannot("empty the trash")
 
@@ -290,9 +297,11 @@ class Session:
             tree.close()
 
 
-def no_session(where: str, name: bytes) -> PosixError:
-    """The error for a session that is not there."""
-    return PosixError(errno.ENOENT, f"{where} has no session {os.fsdecode(name)}: `sessions` lists them")
+def no_session(where: str, name: bytes, names: Collection[str]) -> PosixError:
+    """The error for a session that is not there; *names* are those that are."""
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    known = ", ".join(sorted(names)[:SHOWN]) or "none"
+    return PosixError(errno.ENOENT, f"{where} has no session {os.fsdecode(name)}; there are: {known}{more}")
 
 
 def session_name(name: PathLike) -> bytes:

@@ -64,7 +64,7 @@ def import_(
     if as_json:
         output.print_json({**msgspec.to_builtins(report), "refused": report.n_refused})
     else:
-        _print(report, place)
+        _print(report)
     if report.n_refused:
         raise typer.Exit(REFUSED_EXIT_CODE)
 
@@ -81,7 +81,7 @@ def _bar(*, quiet: bool) -> Iterator[Callable[[ImportProgress], None] | None]:
         yield show
 
 
-def _print(report: ImportReport, mountpoint: Path) -> None:
+def _print(report: ImportReport) -> None:
     for session in report.sessions:
         output.print_line(_line(session))
     by_reason: dict[str, list[str]] = {}
@@ -99,8 +99,7 @@ def _print(report: ImportReport, mountpoint: Path) -> None:
     parts.append(output.format_duration(report.elapsed_seconds))
     output.print_line(", ".join(parts))
     if taken:
-        data_path = report.data_path.replace("MOUNTPOINT", str(mountpoint))
-        output.print_line(f"whatsapp-web.js finds them with dataPath {data_path}")
+        output.print_line(f"whatsapp-web.js finds them with dataPath {report.data_path}")
 
 
 def _line(session: SessionReport) -> str:

@@ -31,7 +31,8 @@ Yes = Annotated[bool, typer.Option("--yes", help="With --purge: do not ask.")]
 def rm(session: Session, purge: Purge = False, yes: Yes = False, as_json: Json = False) -> None:
     """Move SESSION, which nobody may be using, to the trash. With --purge nothing of it can be brought back.
 
-    Exit 17 while a file of it is open. A purge that was cut short is finished by calling it again.
+    Exit 17, naming the processes, while a file of it is open. A purge that was cut short is finished by calling it
+    again.
     """
     mountpoint, name = session_of(session)
     if purge and not yes:

@@ -213,7 +213,7 @@ class Daemon:
             **HistoryVerbs(self._lives, self._settings.mountpoint).verbs(),
             **CheckVerbs(self._lives).verbs(),
             **self._imports.verbs(),
-            **EraseVerbs(self._volume, self._lives, self._remote, self._policies).verbs(),
+            **EraseVerbs(self._volume, self._lives, self._remote, self._policies, self._settings.mountpoint).verbs(),
         }
 
 

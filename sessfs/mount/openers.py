@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sessfs.mount.mountinfo import find_mount
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from sessfs.mount.mountinfo import Mount
 
 
@@ -40,6 +44,18 @@ def find_openers(mount: Mount) -> list[Opener]:
             if paths:
                 found.append(Opener(pid=int(name), command=_command(name), paths=tuple(sorted(paths))))
     return sorted(found, key=lambda opener: opener.pid)
+
+
+def name_users(mountpoint: Path, session: str) -> str:
+    """The processes that keep the session busy, in words to put behind an error, each after a semicolon; empty where
+    they can't be seen, as from within a container. Takes a while with many processes: for a thread.
+    """
+    mount = find_mount(mountpoint)
+    if mount is None:
+        return ""
+    root = f"{mount.mountpoint.rstrip('/')}/{session}"
+    inside = [o for o in find_openers(mount) if any(p == root or p.startswith(f"{root}/") for p in o.paths)]
+    return "".join(f"; {opener}" for opener in inside)
 
 
 def _command(pid: str) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from sessfs.errors import Fenced
+from sessfs.errors import Fenced, MountBusy
 from sessfs.local.policy import SessionLimits
+from sessfs.mount.openers import name_users
 from sessfs.mount.showing import while_showing
 from sessfs.sessions.erasing import Purger
 from sessfs.sync.erasing import RemoteEraser
@@ -50,7 +51,10 @@ def build_eraser(remote: RemoteSide, volume: Volume) -> RemoteEraser:
 class EraseVerbs:
     """`remove`."""
 
-    def __init__(self, volume: Volume, side: LivesSide, remote: RemoteSide | None, policies: Policies) -> None:
+    def __init__(
+        self, volume: Volume, side: LivesSide, remote: RemoteSide | None, policies: Policies, mountpoint: Path
+    ) -> None:
+        self._mountpoint = mountpoint
         self._trash = policies.trash
         self._volume = volume
         self._lives = side.lives
@@ -64,12 +68,16 @@ class EraseVerbs:
             eraser,
             list_all=self._list_all,
             forget_limits=lambda name: policies.limits.change(name, no_limits),
+            who_uses=self._name_users,
         )
         self._busy = trio.Lock()
 
     def verbs(self) -> dict[str, Verb]:
         """By name."""
         return {"remove": self._remove}
+
+    async def _name_users(self, name: bytes) -> str:
+        return await trio.to_thread.run_sync(name_users, self._mountpoint, os.fsdecode(name))
 
     async def _list_all(self) -> None:
         if self._remote is not None:
@@ -83,7 +91,10 @@ class EraseVerbs:
             raise Fenced(f"nothing can be removed here: {self._volume.read_only_reason}")
         if not params.get("purge"):
             await self._lives.locate(name)
-            self._trash.put(name)
+            try:
+                self._trash.put(name)
+            except MountBusy as exc:
+                raise MountBusy(f"{exc}{await self._name_users(name)}") from exc
             await self._lives.settled()
             return {"session": params["session"], "purged": False}
         if self._remote is not None:

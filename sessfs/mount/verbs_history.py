@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from sessfs.errors import MountBusy
-from sessfs.mount import mountinfo
-from sessfs.mount.openers import find_openers
+from sessfs.mount.openers import name_users
 from sessfs.sessions.usage import rfc3339
 
 if TYPE_CHECKING:
@@ -72,17 +71,8 @@ class HistoryVerbs:
         try:
             return describe(await self._lives.rollback(name, sequence))
         except MountBusy as exc:
-            raise MountBusy(f"{exc}{await self._who_uses(params['session'])}") from exc
-
-    async def _who_uses(self, session: str) -> str:
-        """The processes, in words; empty where they can't be seen, as from within a container."""
-        mount = mountinfo.find_mount(self._mountpoint)
-        if mount is None:
-            return ""
-        root = f"{mount.mountpoint.rstrip('/')}/{session}"
-        openers = await trio.to_thread.run_sync(find_openers, mount)
-        inside = [o for o in openers if any(p == root or p.startswith(f"{root}/") for p in o.paths)]
-        return "".join(f"; {opener}" for opener in inside)
+            users = await trio.to_thread.run_sync(name_users, self._mountpoint, params["session"])
+            raise MountBusy(f"{exc}{users}") from exc
 
     async def _clone(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         await self._lives.clone(os.fsencode(params["session"]), os.fsencode(params["new_name"]))

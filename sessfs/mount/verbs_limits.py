@@ -40,7 +40,9 @@ class LimitVerbs:
             await self._remote.sessions.find(name)
         session = find_session(self._volume, name)
         if session is None:
-            raise UsageError(f"there is no session {name.decode(errors='replace')}: `sessfs sessions` lists them")
+            raise UsageError(
+                f"there is no session {name.decode(errors='replace')}: `sessfs sessions MOUNTPOINT` lists them"
+            )
         if changes:
             self._limits.change(name, changes)
             await self._volume.committer.commit()

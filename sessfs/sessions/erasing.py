@@ -40,9 +40,14 @@ class Remote(Protocol):
         """See there."""
 
 
+async def _nobody(name: bytes) -> str:
+    return ""
+
+
 class Purger:
     """The request loop alone; one erasure at a time. *remote* is None where the volume has none; *list_all* has every
-    name that the remote knows of here; *forget_limits* drops what was set for a session of that name.
+    name that the remote knows of here; *forget_limits* drops what was set for a session of that name; *who_uses* has
+    the processes with files of it open, in words to put behind an error.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Purger:
         *,
         list_all: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         forget_limits: Callable[[bytes], None] = lambda name: None,
+        who_uses: Callable[[bytes], Awaitable[str]] = _nobody,
         crash_point: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._volume = volume
@@ -62,6 +68,7 @@ class Purger:
         self._remote = remote
         self._list_all = list_all
         self._forget_limits = forget_limits
+        self._who_uses = who_uses
         self._crash_point = crash_point
 
     async def purge(self, name: bytes, on_step: OnStep = lambda stage, done, total: None) -> ErasureReport:
@@ -78,7 +85,10 @@ class Purger:
         doomed = [*([name] if was_there else []), *trashed]
         for each in doomed:
             if self._lives.in_use(each):
-                raise MountBusy(f"session {_show(each)} is in use: files of it are open; end what uses it")
+                users = await self._who_uses(each)
+                raise MountBusy(
+                    f"session {_show(name)} is in use: files of it are open; end what uses it, then try again{users}"
+                )
         on_step("removing", 0, len(doomed))
         owned: dict[ChunkId, int] = {}
         for each in doomed:

@@ -107,9 +107,13 @@ class Importer:
             root = os.fsencode(staging)
 
             def show(path: bytes) -> str:
-                return path.decode(errors="replace").replace(f"{staging}/", f"{source}:")
+                text = path.decode(errors="replace").replace(f"{staging}/", f"{source}:")
+                return text.replace(str(staging), str(source))
 
-            layout = await trio.to_thread.run_sync(lambda: recognise_archive(root, label, options.as_name))
+            try:
+                layout = await trio.to_thread.run_sync(lambda: recognise_archive(root, label, options.as_name))
+            except UsageError as exc:
+                raise UsageError(show(os.fsencode(str(exc)))) from exc
             return await self._import(layout, options, say, show, None, xattrs)
 
     async def _import(

@@ -145,6 +145,7 @@ class _Staging:
         self._directories: dict[tuple[bytes, ...], Attributes | None] = {(): None}
         self._files: set[tuple[bytes, ...]] = set()
         self._links: set[tuple[bytes, ...]] = set()
+        self._newest_ns: dict[tuple[bytes, ...], int] = {}
         self._name = b""
         self._carried_bytes = 0
         self.carried: CarriedXattrs = {}
@@ -212,8 +213,10 @@ class _Staging:
             raise self.refuse("is there twice")
 
     def add_directory(self, path: tuple[bytes, ...], attributes: Attributes) -> None:
-        """A directory; one that was made for what lies in it gets its attributes."""
-        if self._directories.get(path) is not None or path in self._files or path in self._links:
+        """A directory; one that was made for what lies in it gets its attributes. Of the archive's own folder, which
+        some name more than once, the last count.
+        """
+        if path and (self._directories.get(path) is not None or path in self._files or path in self._links):
             raise self.refuse("is there twice")
         self._make_parents(path)
         if path not in self._directories:
@@ -236,6 +239,7 @@ class _Staging:
         finally:
             os.close(fd)
         self._files.add(path)
+        self._note_time(path, attributes.mtime_ns)
 
     def add_symlink(self, path: tuple[bytes, ...], target: bytes, attributes: Attributes) -> None:
         """A symbolic link; where it may lead is looked at with the session it lies in."""
@@ -248,6 +252,7 @@ class _Staging:
         self._own(where, attributes)
         os.utime(where, ns=(attributes.atime_ns, attributes.mtime_ns), follow_symlinks=False)
         self._links.add(path)
+        self._note_time(path, attributes.mtime_ns)
 
     def add_hardlink(self, path: tuple[bytes, ...], target: tuple[bytes, ...]) -> None:
         """One more name for a file that came before."""
@@ -258,17 +263,25 @@ class _Staging:
         os.link(self._path(target), self._path(path), follow_symlinks=False)
         self._files.add(path)
 
+    def _note_time(self, path: tuple[bytes, ...], mtime_ns: int) -> None:
+        """*path* has that time: the directory that it lies in is as new, if the archive does not say how old it is."""
+        self._newest_ns[path[:-1]] = max(mtime_ns, self._newest_ns.get(path[:-1], mtime_ns))
+
     def finish(self) -> None:
-        """Attributes of directories, deepest first: what was made in them since would change their times."""
+        """Attributes of directories, deepest first: what was made in them since would change their times. Those that
+        the archive says nothing of get the same each time, so that what was imported is known again.
+        """
         for path in sorted(self._directories, key=len, reverse=True):
-            attributes = self._directories[path]
-            if attributes is not None:
-                self._name = b"/".join(path)
-                fd = os.open(self._path(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                try:
-                    self._dress(fd, attributes)
-                finally:
-                    os.close(fd)
+            newest_ns = self._newest_ns.get(path, 0)
+            attributes = self._directories[path] or Attributes(DIRECTORY_MODE, newest_ns, newest_ns)
+            self._name = b"/".join(path) or b"."
+            fd = os.open(self._path(path), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                self._dress(fd, attributes)
+            finally:
+                os.close(fd)
+            if path:
+                self._note_time(path, attributes.mtime_ns)
 
     def _dress(self, fd: int, attributes: Attributes) -> None:
         self._own(fd, attributes)
@@ -328,8 +341,7 @@ def _add_member(member: tarfile.TarInfo, opened: Callable[[], IO[bytes]], stagin
     path = staging.begin(os.fsencode(member.name), member.size if member.isreg() else 0)
     attributes = _tar_attributes(member)
     if member.isdir():
-        if path:
-            staging.add_directory(path, attributes)
+        staging.add_directory(path, attributes)
     elif member.issym():
         staging.add_symlink(path, os.fsencode(member.linkname), attributes)
     elif member.islnk():
@@ -413,8 +425,7 @@ def _add_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, staging: 
     permissions = mode & 0o777 or (DIRECTORY_MODE if is_directory else FILE_MODE)
     attributes = Attributes(permissions, times, times)
     if is_directory:
-        if path:
-            staging.add_directory(path, attributes)
+        staging.add_directory(path, attributes)
     elif kind == stat.S_IFLNK:
         with archive.open(member) as content:
             staging.add_symlink(path, content.read(TARGET_MAX_BYTES + 1), attributes)

@@ -47,8 +47,8 @@ class SessionReport(msgspec.Struct):
 
 
 class ImportReport(msgspec.Struct):
-    """The whole. *data_path* is what whatsapp-web.js's dataPath has to be for these sessions; by *stored_bytes* the
-    store grew.
+    """The whole. *data_path* is what whatsapp-web.js's dataPath has to be for these sessions, with MOUNTPOINT for the
+    place of a mount that is not known; by *stored_bytes* the store grew.
     """
 
     source: str

@@ -97,7 +97,9 @@ class Lives:
         """The session of that name, as far as it is here. Raises PosixError."""
         inode = self._volume.namespace.lookup(ROOT_INO, name)
         if inode is None or inode.session != inode.ino or inode.ino == ROOT_INO:
-            raise PosixError(errno.ENOENT, f"there is no session {_show(name)}: `sessfs sessions` lists them")
+            raise PosixError(
+                errno.ENOENT, f"there is no session {_show(name)}: `sessfs sessions MOUNTPOINT` lists them"
+            )
         return inode.ino
 
     async def locate(self, name: bytes) -> Ino:

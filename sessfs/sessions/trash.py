@@ -79,7 +79,7 @@ class Trash:
         Raises MountBusy while a file of it is open, PosixError ENOENT.
         """
         if self._lives.in_use(name):
-            raise MountBusy(f"session {_show(name)} is in use: files of it are open")
+            raise MountBusy(f"session {_show(name)} is in use: files of it are open; end what uses it, then try again")
         now_ns = self._clock_ns()
         entry = self._free_entry(now_ns)
         dentry = self._inodes.find_dentry(ROOT_INO, name)
@@ -119,7 +119,7 @@ class Trash:
         """
         matching = [one for one in await self.entries() if wanted in (one.name, one.entry)]
         if not matching:
-            raise UsageError(f"there is no {_show(wanted)} in the trash: `sessfs trash list` says what is")
+            raise _not_in_trash(wanted)
         one = matching[-1]
         name = one.name if as_name is None else as_name
         check_name(name, "give another by --as")
@@ -141,14 +141,19 @@ class Trash:
 
     async def purge(self, before_ns: int | None = None, wanted: bytes | None = None) -> list[Trashed]:
         """Remove for good what was removed before *before_ns*, or what has the name *wanted*; all of it with neither.
-        Returns what is gone; what is still in use stays. Raises UsageError for an empty name, RemoteError.
+        Returns what is gone; what is still in use stays. Raises UsageError for an empty name and for one that is not in
+        the trash, RemoteError.
         """
         if wanted == b"":
             raise UsageError("an empty name is that of no session: to empty the whole trash, give none at all")
+        entries = await self.entries()
+        if wanted is not None:
+            entries = [one for one in entries if wanted in (one.name, one.entry)]
+            if not entries:
+                raise _not_in_trash(wanted)
         gone = []
-        for one in await self.entries():
-            is_old = before_ns is None or 0 < one.removed_ns < before_ns
-            if not is_old or (wanted is not None and wanted not in (one.name, one.entry)):
+        for one in entries:
+            if before_ns is not None and not 0 < one.removed_ns < before_ns:
                 continue
             try:
                 await self._lives.remove(one.entry)
@@ -157,6 +162,10 @@ class Trash:
                 continue
             gone.append(one)
         return gone
+
+
+def _not_in_trash(wanted: bytes) -> UsageError:
+    return UsageError(f"there is no {_show(wanted)} in the trash: `sessfs trash list MOUNTPOINT` says what is")
 
 
 def _show(name: bytes) -> str:

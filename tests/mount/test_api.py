@@ -106,7 +106,7 @@ def test_mount_by_the_api(mount: Mounted, tmp_path: Path) -> None:
         assert [one.name for one in store.sessions()] == ["user1"]
         with pytest.raises(UsageError, match="no remote to sync to"):
             store.sync()
-        with pytest.raises(PosixError, match="no session user2"):
+        with pytest.raises(PosixError, match=f"no session user2: `sessfs sessions {mount.path}` lists them"):
             store.session("user2")
         assert not session.check(at=first.sequence).good
         assert session.history()[0].verdict == "bad"

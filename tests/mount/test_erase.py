@@ -108,6 +108,12 @@ def assert_two_is_whole(mounted: Mounted, remote: Path, expected: Any) -> None:
     mounted.mount()
 
 
+def assert_names_us(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 17
+    assert f"session {ONE} is in use: files of it are open; end what uses it, then try again; " in done.stderr
+    assert f"(pid {os.getpid()}: " in done.stderr
+
+
 def test_rm_removes_a_session(mounted: Mounted) -> None:
     (mounted.path / ONE).mkdir()
     (mounted.path / ONE / "f").write_bytes(b"content")
@@ -127,7 +133,8 @@ def test_purge_wants_to_be_sure_and_alone(mounted: Mounted) -> None:
     mounted.sessfs("limit", str(mounted.path / ONE), "--max-session-bytes", "1G")
     with (mounted.path / ONE / "f").open():
         done = mounted.sessfs("rm", str(mounted.path / ONE), "--purge", "--yes", check=False)
-        assert done.returncode == 17
+        assert_names_us(done)
+        assert_names_us(mounted.sessfs("rm", str(mounted.path / ONE), check=False))
     assert (mounted.path / ONE / "f").read_bytes() == b"content"
     # What is refused leaves the session's limits, what is done takes them along, at once.
     for _ in range(2):

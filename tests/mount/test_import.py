@@ -96,7 +96,8 @@ def test_import_zip_of_remote_auth(mount: Mounted, tmp_path: Path) -> None:
             for path in sorted((tmp_path / "p" / below).rglob("*")):
                 file.write(path, path.relative_to(tmp_path / "p"))
     report = run_import(mount, tmp_path / "RemoteAuth-7.zip")
-    assert (outcomes(report), report["data_path"]) == ({"RemoteAuth-7": "imported"}, "MOUNTPOINT")
+    assert (outcomes(report), report["data_path"]) == ({"RemoteAuth-7": "imported"}, str(mount.path))
+    assert report["sessions"][0]["source"] == str(tmp_path / "RemoteAuth-7.zip")
     for below in kept:
         for path in (tmp_path / "p" / below).rglob("*"):
             if path.is_file():

@@ -18,6 +18,7 @@ import trio
 
 import sessfs
 from sessfs.api.portal import Portal
+from sessfs.api.store import no_session
 from sessfs.errors import (
     LocalStoreError,
     NotMounted,
@@ -158,6 +159,17 @@ def test_open_of_what_is_no_file(target: str, path: str, number: int) -> None:
 def test_session_that_is_not_there(target: str, name: str) -> None:
     with sessfs.open_store(target) as store, pytest.raises(PosixError if name == "absent" else UsageError):
         store.session(name)
+
+
+def test_session_that_is_not_there_is_answered_by_those_that_are(target: str) -> None:
+    with sessfs.open_store(target) as store, pytest.raises(PosixError, match=r"no session absent; there are: .*user1"):
+        store.session("absent")
+
+
+def test_of_many_sessions_ten_are_named() -> None:
+    assert str(no_session("here", b"x", [])).endswith("here has no session x; there are: none")
+    names = [f"user{number:02}" for number in range(12)]
+    assert str(no_session("here", b"x", names)).endswith("user08, user09, and 2 more")
 
 
 @pytest.mark.parametrize("name", ["out", "out.tar", "out.tar.zst", "out.zip"])

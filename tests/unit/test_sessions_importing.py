@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from tests.support.volumes import Box
 
+PROFILE = ("Local State", "Default/Preferences")
 SMALL = Shape(scripts=2, script_kib=40, records=60)
 
 
@@ -46,6 +47,11 @@ def read_quietly(path: Path) -> bytes:
 def start(command: list[str], stdout: IO[bytes] | None = None) -> subprocess.Popen[bytes]:
     """A process beside the test, which is to end it."""
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout)
+
+
+def pack_folder(folder: Path, archive: Path) -> None:
+    """A tar of what is in it, and of itself as `./`, as an export writes it."""
+    subprocess.run(["tar", "--format=posix", "-C", folder, "-cf", archive, "."], check=True)
 
 
 def everything(source: Path) -> list[Path]:
@@ -484,6 +490,28 @@ async def test_remote_auth_zip_becomes_a_session_for_local_auth(tmp_path: Path) 
         assert await there.box.read(b"user7/session/Default/IndexedDB/x/CURRENT") == b"MANIFEST-000001\n"
 
 
+@pytest.mark.parametrize("name", ["x.tar", "x.zip"])
+async def test_the_same_archive_twice_is_there_already(tmp_path: Path, name: str) -> None:
+    """Its own folder is the session: a tar has an entry for that, this zip for no directory at all."""
+    (user,) = make_tree(tmp_path / "tree", 1, SMALL)
+    os.chmod(user, 0o750)
+    os.utime(user, ns=(1_000_000_007, 1_000_000_007))
+    if name == "x.tar":
+        pack_folder(user, tmp_path / name)
+    else:
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.write(user / "session/Local State", "session/Local State")
+            file.writestr("session/Default/Preferences", b"{}")
+    options = ImportOptions(as_name=b"twice")
+    async with place(tmp_path / "state") as there:
+        assert outcomes(await there.take(tmp_path / name, options)) == {"twice": Outcome.IMPORTED}
+        if name == "x.tar":
+            inode = there.box.get(b"twice")
+            assert (stat.S_IMODE(inode.mode), inode.mtime_ns) == (0o750, 1_000_000_007)
+        again = await there.take(tmp_path / name, options)
+        assert outcomes(again) == {"twice": Outcome.THERE}, again.sessions
+
+
 async def test_archive_that_attacks_leaves_nothing(tmp_path: Path) -> None:
     make_tree(tmp_path / "tree", 1, SMALL)
     with tarfile.open(tmp_path / "x.tar", "w") as file:
@@ -504,6 +532,25 @@ async def test_link_out_of_an_archive_is_refused_by_its_name_in_it(tmp_path: Pat
     async with place(tmp_path / "state") as there:
         reason = only_reason(await there.take(tmp_path / "x.tar"))
         assert reason.startswith(f"{tmp_path}/x.tar:tree/user1/session/bad is a link that leads out")
+
+
+async def test_only_the_archive_is_named_not_where_it_was_laid_out(tmp_path: Path) -> None:
+    (made,) = make_tree(tmp_path / "tree", 1, SMALL)
+    pack_folder(made, tmp_path / "x.tar")
+    for name, members in (
+        ("none.zip", ["f"]),
+        ("two.zip", [f"{user}/session/{part}" for user in "ab" for part in PROFILE]),
+    ):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            for member in members:
+                file.writestr(member, b"{}")
+    async with place(tmp_path / "state") as there:
+        (session,) = (await there.take(tmp_path / "x.tar")).sessions
+        assert session.source == f"{tmp_path}/x.tar"
+        with pytest.raises(UsageError, match=rf"\A{tmp_path}/none.zip holds no session"):
+            await there.take(tmp_path / "none.zip")
+        with pytest.raises(UsageError, match=rf"and {tmp_path}/two.zip holds 2"):
+            await there.take(tmp_path / "two.zip", ImportOptions(as_name=b"one"))
 
 
 async def test_read_only_volume_is_refused(tmp_path: Path) -> None:

@@ -155,6 +155,29 @@ def test_duplicate_directories_are_refused(tmp_path: Path) -> None:
     refused(archive, "member 'd' is there twice")
 
 
+def test_own_folder_of_an_archive_has_its_attributes(tmp_path: Path) -> None:
+    root = info("./", tarfile.DIRTYPE)
+    root.mode, root.mtime, root.pax_headers = 0o751, 1000, {"mtime": "1000.5", "SCHILY.xattr.user.a": "1"}
+    if os.geteuid() == 0:
+        root.uid, root.gid = 1234, 5678
+    # Whoever appends to a tar names it once more.
+    out = lay_out(tar_of(tmp_path / "x.tar", (root, b""), (info("./f"), b"1"), (root, b"")))
+    found = out.stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_mtime_ns) == (0o751, 1_000_500_000_000)
+    assert (found.st_uid, found.st_gid) == ((1234, 5678) if os.geteuid() == 0 else (os.geteuid(), os.getegid()))
+    assert os.getxattr(out, "user.a") == b"1"
+
+
+def test_directories_that_an_archive_does_not_name_are_the_same_each_time(tmp_path: Path) -> None:
+    """The newest in them is what they are as new as."""
+    members = [info("f"), info("a/b/f"), info("a/b/g")]
+    for time, member in zip((500, 1000, 2000), members, strict=True):
+        member.mtime = time
+    out = lay_out(tar_of(tmp_path / "x.tar", *((member, b"1") for member in members)))
+    for path in (out, out / "a", out / "a/b"):
+        assert (stat.S_IMODE(path.stat().st_mode), path.stat().st_mtime) == (0o700, 2000)
+
+
 def test_names_that_differ_in_case_or_form_alone_are_not_duplicates(tmp_path: Path) -> None:
     names = ["f", "F", "\u00e9", "e\u0301"]
     out = lay_out(tar_of(tmp_path / "x.tar", *((info(name), b"1") for name in names)))

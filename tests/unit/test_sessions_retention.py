@@ -532,6 +532,8 @@ async def test_an_empty_name_is_not_the_whole_trash(tmp_path: Path) -> None:
         keeping.trash.put(b"user")
         with pytest.raises(UsageError, match="empty name"):
             await keeping.trash.purge(wanted=b"")
+        with pytest.raises(UsageError, match="no nobody in the trash: `sessfs trash list MOUNTPOINT`"):
+            await keeping.trash.purge(wanted=b"nobody")
         with pytest.raises(UsageError, match="--as"):
             await keeping.trash.restore(b"user", b"")
         assert await keeping.names_in_trash() == [b"user"]
