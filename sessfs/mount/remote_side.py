@@ -177,6 +177,7 @@ class RemoteSide:
             # Nothing may be published that was not compared: the node is to be opened again.
             self._gate.node = None
             raise
+        self.syncs.opened.set()
 
     async def run(self) -> None:
         """For ever; started once, in the daemon's nursery."""
