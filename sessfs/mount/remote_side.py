@@ -275,14 +275,13 @@ class RemoteSide:
     def status(self) -> dict[str, Any]:
         """The remote's part of `sessfs status`."""
         remote = self._repository.remote
-        health = remote.health()
         oldest = [t for t in (self.writeback.at_risk(s) for s in self._risky()) if t is not None]
         return {
             "remote": {
                 "url": self._settings.remote,
                 "encrypted": self._repository.envelope.encrypted,
                 "capabilities": dataclasses.asdict(remote.capabilities()),
-                "health": dataclasses.asdict(health),
+                "health": remote.health().as_status(),
                 "requests": dict(remote.store.statistics().requests),
                 "uploaded_bytes": remote.store.statistics().bytes_up,
                 "downloaded_bytes": remote.store.statistics().bytes_down,
