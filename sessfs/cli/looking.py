@@ -16,7 +16,7 @@ from sessfs.errors import NotMounted
 from sessfs.mount import mountinfo
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def status(mountpoint: options.AnyMount = None, as_json: options.Json = False) -> None:
@@ -55,12 +55,43 @@ def _ask_or_say(place: Path) -> dict[str, Any]:
 
 
 def _print_status(answer: dict[str, Any]) -> None:
-    for key, value in answer.items():
-        if key == "warnings":
-            continue
-        output.print_line(f"{_label(key):20} {_for_people(key, value)}")
+    for label, text in status_rows(answer):
+        output.print_line(f"{label:20} {text}")
     for warning in answer.get("warnings", []):
         output.print_line(f"{'warning':20} {warning}")
+
+
+def status_rows(answer: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a person reads of a status: labels and texts, without the warnings."""
+    for key, value in answer.items():
+        if key == "remote":
+            yield from _remote_rows(value)
+        elif key == "at_risk_bytes":
+            yield "at risk, bytes", _for_people(key, value)
+        elif key == "at_risk_seconds":
+            yield "at risk, for", _for_people(key, value)
+        elif key != "warnings":
+            yield _label(key), _for_people(key, value)
+
+
+def _remote_rows(remote: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in remote.items():
+        if key == "health":
+            yield "remote state", _health(value)
+            for note in value["notes"]:
+                yield "remote note", note
+        elif isinstance(value, dict) and key != "requests":
+            for inner, one in value.items():
+                yield f"remote {_label(inner if key == 'capabilities' else f'{key}_{inner}')}", _for_people(inner, one)
+        else:
+            yield f"remote {_label(key)}", _for_people(key, value)
+
+
+def _health(health: dict[str, Any]) -> str:
+    lasted = output.format_duration(health["for_seconds"])
+    reason = f": {health['error']}" if health["error"] else ""
+    mending = " (this does not mend itself)" if health["needs_person"] else ""
+    return f"{health['state']} for {lasted}{reason}{mending}"
 
 
 def _label(key: str) -> str:
@@ -68,8 +99,10 @@ def _label(key: str) -> str:
 
 
 def _for_people(key: str, value: Any) -> str:
-    if value is None:
+    if value is None or value == "":
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if key.endswith("_bytes"):
         return output.format_size(value)
     if key.endswith("_seconds"):
@@ -77,7 +110,7 @@ def _for_people(key: str, value: Any) -> str:
     if key.endswith("_ratio"):
         return f"{value:.2f}"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {count}" for name, count in value.items())
+        return ", ".join(f"{name} {count}" for name, count in value.items()) or "-"
     return str(value)
 
 

@@ -210,7 +210,7 @@ class Daemon:
             **RemoteVerbs(self._remote).verbs(),
             **LimitVerbs(self._volume, self._policies, self._remote).verbs(),
             **ExpiryVerbs(self._policies).verbs(),
-            **HistoryVerbs(self._lives, self._settings.mountpoint).verbs(),
+            **HistoryVerbs(self._lives, self._remote, self._settings.mountpoint).verbs(),
             **CheckVerbs(self._lives).verbs(),
             **self._imports.verbs(),
             **EraseVerbs(self._volume, self._lives, self._remote, self._policies, self._settings.mountpoint).verbs(),

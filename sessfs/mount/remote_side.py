@@ -184,6 +184,7 @@ class RemoteSide:
             # Nothing may be published that was not compared: the node is to be opened again.
             self._gate.node = None
             raise
+        self.syncs.opened.set()
 
     async def run(self) -> None:
         """For ever; started once, in the daemon's nursery."""
@@ -281,14 +282,13 @@ class RemoteSide:
     def status(self) -> dict[str, Any]:
         """The remote's part of `sessfs status`."""
         remote = self._repository.remote
-        health = remote.health()
         oldest = [t for t in (self.writeback.at_risk(s) for s in self._risky()) if t is not None]
         return {
             "remote": {
                 "url": self._settings.remote,
                 "encrypted": self._repository.envelope.encrypted,
                 "capabilities": dataclasses.asdict(remote.capabilities()),
-                "health": dataclasses.asdict(health),
+                "health": remote.health().as_status(),
                 "requests": dict(remote.store.statistics().requests),
                 "uploaded_bytes": remote.store.statistics().bytes_up,
                 "downloaded_bytes": remote.store.statistics().bytes_down,

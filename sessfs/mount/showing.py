@@ -1,4 +1,4 @@
-"""Long work that somebody watches through the control socket."""
+"""Long work that somebody watches through the control socket, or waits for."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
+from sessfs.errors import RemoteUnavailable
+from sessfs.mount.repository import ANSWER_DEADLINE_S
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sessfs.mount.control import Progress
+    from sessfs.remote.retrying import HealthReport
 
 T = TypeVar("T")
 SHOW_S = 0.25
+WATCH_S = 0.5
 
 
 async def while_showing(
@@ -43,3 +48,40 @@ async def while_showing(
     if failed is not None:
         raise failed
     return results[0]
+
+
+async def while_answering(health: Callable[[], HealthReport], work: Callable[[], Awaitable[T]]) -> T:
+    """What *work* returns, which must be safe to cancel at any moment: it is when the remote, whose *health* this is,
+    has answered nothing for ANSWER_DEADLINE_S in a row meanwhile. Raises RemoteUnavailable then, with the reason, and
+    what *work* raises. While the remote answers it may take as long as it needs.
+    """
+    start_s = trio.current_time()
+    away: HealthReport | None = None
+
+    async def watch(scope: trio.CancelScope) -> None:
+        nonlocal away
+        while True:
+            await trio.sleep(WATCH_S)
+            report = health()
+            # Time before the call does not count: that the remote is back may not have been noticed yet.
+            away_s = min(report.for_s, trio.current_time() - start_s)
+            if report.state == "degraded" and away_s >= ANSWER_DEADLINE_S:
+                away = report
+                scope.cancel()
+
+    results: list[T] = []
+    failed: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, nursery.cancel_scope)
+        try:
+            results.append(await work())
+        except Exception as exc:
+            # As above: no group.
+            failed = exc
+        nursery.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+    if results:
+        return results[0]
+    assert away is not None
+    raise RemoteUnavailable(f"the remote has not answered for {away.for_s:.0f} s: {away.error}")

@@ -45,6 +45,8 @@ class Syncs:
         self._risk_bytes = risk_bytes
         self._dirty_names = dirty_names
         self._trouble = trouble
+        self.opened = trio.Event()
+        """Set by the owner once the node is open and was compared with this state: nothing can be published before."""
         self._asked: list[_Asked] = []
         self._ask = trio.Event()
 
@@ -55,18 +57,24 @@ class Syncs:
         """
         start = self._bytes_up()
         asked = _Asked()
-        self._asked.append(asked)
-        self._ask.set()
         with trio.move_on_after(timeout_s):
-            while not asked.done.is_set():
-                await progress({"uploaded_bytes": self._bytes_up() - start, "pending_bytes": self._risk_bytes()})
-                with trio.move_on_after(PROGRESS_S):
-                    await asked.done.wait()
+            # A publishing before would fail at once, with a reason that may be over: the node is opened soon.
+            await self._wait(self.opened, progress, start)
+            self._asked.append(asked)
+            self._ask.set()
+            await self._wait(asked.done, progress, start)
         if not asked.done.is_set():
             asked.problem = f"it took longer than {timeout_s:g} s ({self._trouble()})"
         if asked.problem is not None:
             raise Unsynced(f"not everything is in the remote: {asked.problem}; only here: {self._dirty_names()}")
         return self._bytes_up() - start
+
+    async def _wait(self, event: trio.Event, progress: Progress, start: int) -> None:
+        """Until *event* is set; *start* bytes were sent before it all."""
+        while not event.is_set():
+            await progress({"uploaded_bytes": self._bytes_up() - start, "pending_bytes": self._risk_bytes()})
+            with trio.move_on_after(PROGRESS_S):
+                await event.wait()
 
     async def run(self) -> None:
         """One publishing for all that ask meanwhile; nobody's patience cuts it short. For ever."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sessfs.mount.lives_side import LivesSide
     from sessfs.mount.policies import Policies
     from sessfs.mount.remote_side import RemoteSide
+    from sessfs.sessions.erasing_report import ErasureReport
     from sessfs.vfs.volume import Volume
 
 LOG_NAMES = ("sessfs.log", "sessfs.log.1")
@@ -99,21 +100,32 @@ class EraseVerbs:
             return {"session": params["session"], "purged": False}
         if self._remote is not None:
             self._remote.gate.require_open()
-        # A collection deletes what is being read.
-        async with self._busy if self._remote is None else self._remote.collector.busy:
-            return {"purged": True, **await self._purge(name, progress)}
+        return {"purged": True, **await self._purge(name, progress)}
 
     async def _purge(self, name: bytes, progress: Progress) -> dict[str, Any]:
-        step = {"stage": "starting", "done": 0, "total": 0}
+        step: dict[str, Any] = {"stage": "starting", "done": 0, "total": 0}
 
         def note(stage: str, done: int, total: int) -> None:
             step.update(stage=stage, done=done, total=total)
 
-        report = await while_showing(progress, lambda: step, lambda: self._purger.purge(name, note))
+        async def work() -> ErasureReport:
+            # A collection deletes what is being read.
+            async with self._busy if self._remote is None else self._remote.collector.busy:
+                return await self._purger.purge(name, note)
+
+        # Never given up for a remote that is away: it is half done then, with the databases to be written anew.
+        report = await while_showing(progress, lambda: self._seen(step), work)
         for log in LOG_NAMES:
             redact(self._volume.state.path / log, name)
         answer: dict[str, Any] = msgspec.to_builtins(report)
         return answer
+
+    def _seen(self, step: dict[str, Any]) -> dict[str, Any]:
+        """The *step*, or that it waits for the remote, and why."""
+        health = None if self._remote is None else self._remote.repository.remote.health()
+        if health is None or health.state != "degraded":
+            return step
+        return {**step, "stage": f"{step['stage']}, waiting for the remote: {health.error}"}
 
 
 def redact(log: Path, name: bytes) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from sessfs.errors import MountBusy
 from sessfs.mount.openers import name_users
+from sessfs.mount.showing import while_answering
 from sessfs.sessions.usage import rfc3339
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from sessfs.mount.control import Progress, Verb
     from sessfs.mount.lives_side import LivesSide
+    from sessfs.mount.remote_side import RemoteSide
     from sessfs.sync.history import SnapshotInfo
 
 
@@ -33,9 +35,10 @@ def describe(info: SnapshotInfo) -> dict[str, Any]:
 class HistoryVerbs:
     """All take the session's name as `session`."""
 
-    def __init__(self, side: LivesSide, mountpoint: Path) -> None:
+    def __init__(self, side: LivesSide, remote: RemoteSide | None, mountpoint: Path) -> None:
         self._history = side.history
         self._lives = side.lives
+        self._remote = remote
         self._mountpoint = mountpoint
 
     def verbs(self) -> dict[str, Verb]:
@@ -54,13 +57,21 @@ class HistoryVerbs:
         return {"session": params["session"], "snapshots": [describe(info) for info in self._history.list(session)]}
 
     async def _take(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
-        """With `sequence`: set the mark of that one, an empty one unmarks it. Without: take one."""
+        """With `sequence`: set the mark of that one, an empty one unmarks it. Without: take one. Raises
+        RemoteUnavailable when the remote stops answering meanwhile; what was not published by then is still pending.
+        """
+        if self._remote is None:
+            return describe(await self._take_or_mark(params))
+        remote = self._remote.repository.remote
+        return describe(await while_answering(remote.health, lambda: self._take_or_mark(params)))
+
+    async def _take_or_mark(self, params: dict[str, Any]) -> SnapshotInfo:
         session = await self._lives.locate(os.fsencode(params["session"]))
         mark = params.get("mark", "")
         if params.get("sequence") is None:
-            return describe(await self._history.take(session, mark))
+            return await self._history.take(session, mark)
         await self._history.mark(session, params["sequence"], mark)
-        return describe(self._history.get(session, params["sequence"]))
+        return self._history.get(session, params["sequence"])
 
     async def _rollback(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         name = os.fsencode(params["session"])

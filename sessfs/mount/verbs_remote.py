@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sessfs.errors import UsageError
+from sessfs.mount.showing import while_answering
 
 if TYPE_CHECKING:
     from sessfs.mount.control import Progress, Verb
@@ -25,9 +27,14 @@ class RemoteVerbs:
     async def _collect(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if self._remote is None:
             raise UsageError("this mount has no remote to collect in: mount with --remote URL")
-        return await self._remote.collector.collect(
-            dry_run=bool(params.get("dry_run")), grace_s=params.get("grace_s"), progress=progress
+        collect = partial(
+            self._remote.collector.collect,
+            dry_run=bool(params.get("dry_run")),
+            grace_s=params.get("grace_s"),
+            progress=progress,
         )
+        # The daily one has time; somebody who asked for one is told.
+        return await while_answering(self._remote.repository.remote.health, collect)
 
     async def _sync(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         if self._remote is None:

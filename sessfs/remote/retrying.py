@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
@@ -47,6 +47,11 @@ class HealthReport:
     """The last error will not go away by itself (credentials, bucket, unsuitable endpoint)."""
     notes: tuple[str, ...]
     """What should be known although requests succeed, such as a clock that is off."""
+
+    def as_status(self) -> dict[str, Any]:
+        """For JSON, where names of times end with `_seconds`."""
+        values = asdict(self)
+        return {"state": values.pop("state"), "for_seconds": round(values.pop("for_s"), 3), **values}
 
     def __str__(self) -> str:
         text = self.state if not self.error else f"{self.state} for {self.for_s:.0f} s: {self.error}"

@@ -14,7 +14,7 @@ import trio
 from sessfs.chrome import PathClass
 from sessfs.config import Settings
 from sessfs.errors import RemoteUnavailable, Unsynced
-from sessfs.mount import collecting, remote_side
+from sessfs.mount import collecting, node_gate, remote_side
 from sessfs.mount.node_gate import NodeGate
 from sessfs.mount.remote_side import RemoteSide, flush_kernel
 from sessfs.mount.repository import CachedState, open_repository
@@ -103,6 +103,10 @@ def bug(*args: object, **options: object) -> None:
     raise KeyError(BUG)
 
 
+async def unreachable(*args: object, **options: object) -> None:
+    raise RemoteUnavailable("the remote is away")
+
+
 async def async_bug(*args: object) -> None:
     raise KeyError(BUG)
 
@@ -175,9 +179,30 @@ async def test_node_that_was_not_compared_is_opened_again(
                 nursery.start_soon(side.run)
                 await wait_until(lambda: caplog.text.count(BUG) >= 2)
                 with pytest.raises(Unsynced, match="not been reached yet"):
-                    await side.syncs.sync(ignore, 20)
+                    await side.syncs.sync(ignore, 0.05)
                 patch.undo()
                 await wait_until(lambda: side.gate.node is not None)
                 with trio.fail_after(20):
                     await side.syncs.sync(ignore, 20)
+                nursery.cancel_scope.cancel()
+
+
+async def test_sync_waits_for_the_node_of_a_remote_that_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node is opened only now and then: who asks in between waits for it."""
+    monkeypatch.setattr(node_gate, "REOPEN_S", 0.5)
+    async with open_side(tmp_path) as (box, side):
+        side.repository.is_new_here = False
+        with monkeypatch.context() as away:
+            away.setattr(node_gate, "open_node", unreachable)
+            await side.start()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(side.run)
+                with pytest.raises(Unsynced, match=r"longer than 0\.05 s \(the remote is away\)"):
+                    await side.syncs.sync(ignore, 0.05)
+                away.undo()
+                with trio.fail_after(20):
+                    await side.syncs.sync(ignore, 20)
+                assert not box.volume.changes.sessions
                 nursery.cancel_scope.cancel()
