@@ -126,7 +126,7 @@ async def test_purge_says_that_it_waits_for_the_remote(tmp_path: Path, monkeypat
             await side.repository.remote.store.get("format")
 
         lives = cast("Any", SimpleNamespace(history=side.history, lives=_Lives(box)))
-        verbs = EraseVerbs(box.volume, lives, side, cast("Any", SimpleNamespace(trash=None, limits=None)))
+        verbs = EraseVerbs(box.volume, lives, side, cast("Any", SimpleNamespace(trash=None, limits=None)), tmp_path)
         monkeypatch.setattr(verbs, "_purger", SimpleNamespace(purge=purge))
         take_away(side, monkeypatch)
         async with trio.open_nursery() as nursery:
