@@ -101,11 +101,23 @@ def run(arguments: list[str], early: Started | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as exc:
+        if _came_of_interrupt(exc):
+            output.print_note("interrupted")
+            return INTERRUPTED_EXIT_CODE
         error = SessfsError(f"{exc.filename or 'this command'}: {exc.strerror or exc}")
     else:
         return code if isinstance(code, int) else 0
     output.print_error(error, as_json=as_json)
     return error.exit_code
+
+
+def _came_of_interrupt(error: BaseException | None) -> bool:
+    """True for an error that was met while Ctrl-C was cleaned up after, as by closing what was closed just then."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 def main(early: Started | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -41,6 +42,20 @@ def test_run_interrupted_is_one_line(
 
     monkeypatch.setattr(main, "build_app", lambda name: interrupted)
     assert main.run(["gc"]) == 130
+    assert capsys.readouterr().err == "sessfs: interrupted\n"
+
+
+def test_run_interrupted_while_it_closes_a_file_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def closed_twice(*args: object, **options: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            os.close(-1)
+
+    monkeypatch.setattr(main, "build_app", lambda name: closed_twice)
+    assert main.run(["export"]) == 130
     assert capsys.readouterr().err == "sessfs: interrupted\n"
 
 
