@@ -87,23 +87,16 @@ def run(arguments: list[str], early: Started | None = None) -> int:
         error = UsageError(f"{exc.format_message()} (`sessfs --help` says more)")
     except typer.Abort:
         return INTERRUPTED_EXIT_CODE
-    except KeyboardInterrupt:
-        output.print_note("interrupted")
-        return INTERRUPTED_EXIT_CODE
-    except BaseExceptionGroup as group:
-        # What trio makes of Ctrl-C where several things were going on.
-        if group.subgroup(KeyboardInterrupt) is None:
-            raise
-        output.print_note("interrupted")
-        return INTERRUPTED_EXIT_CODE
     except BrokenPipeError:
         # Whoever read our stdout has left, as `head` does; Python must not complain at its own exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as exc:
+    except (KeyboardInterrupt, BaseExceptionGroup, OSError) as exc:
         if _came_of_interrupt(exc):
             output.print_note("interrupted")
             return INTERRUPTED_EXIT_CODE
+        if not isinstance(exc, OSError):
+            raise
         error = SessfsError(f"{exc.filename or 'this command'}: {exc.strerror or exc}")
     else:
         return code if isinstance(code, int) else 0
@@ -112,9 +105,13 @@ def run(arguments: list[str], early: Started | None = None) -> int:
 
 
 def _came_of_interrupt(error: BaseException | None) -> bool:
-    """True for an error that was met while Ctrl-C was cleaned up after, as by closing what was closed just then."""
+    """True for Ctrl-C itself, for what trio makes of it where several things were going on, and for an error that was
+    met while it was cleaned up after, as by closing what was closed just then.
+    """
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
+            return True
+        if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt) is not None:
             return True
         error = error.__context__
     return False

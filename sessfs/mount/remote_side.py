@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable, SessfsError
+from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable
 from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
@@ -29,7 +29,7 @@ from sessfs.sync.opening import note_unpublished, take_in
 from sessfs.sync.restore import SessionDirectory, load_manifest
 from sessfs.sync.writeback import Writeback
 from sessfs.types import ROOT_INO, Ino
-from sessfs.vfs.background import keep_going
+from sessfs.vfs.background import failure_of, keep_going
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
@@ -263,14 +263,7 @@ class RemoteSide:
             problem = f"node {node.fenced} took the remote over"
         else:
             with trio.move_on_after(timeout_s) as scope:
-                try:
-                    await self.writeback.publish()
-                    await node.release()
-                except SessfsError as exc:
-                    problem = str(exc)
-                except Exception as exc:
-                    log.exception("bug in the last publishing")
-                    problem = f"bug in the daemon: {exc!r}; see its log"
+                problem = await failure_of(self.writeback.publish) or await failure_of(node.release)
             if scope.cancelled_caught:
                 problem = f"the remote took longer than {timeout_s:.0f} s"
         if problem:

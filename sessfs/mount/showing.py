@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
@@ -28,25 +29,13 @@ async def while_showing(
     The work goes on when nobody listens any more.
     """
 
-    async def show(listener: Progress) -> None:
+    async def show(listener: Progress, _scope: trio.CancelScope) -> None:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while True:
                 await listener(step())
                 await trio.sleep(SHOW_S)
 
-    results: list[T] = []
-    failed: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        if progress is not None:
-            nursery.start_soon(show, progress)
-        try:
-            results.append(await work())
-        except Exception as exc:
-            # Raised outside, or the nursery would put it into a group, which no `except` of ours looks into.
-            failed = exc
-        nursery.cancel_scope.cancel()
-    if failed is not None:
-        raise failed
+    results = await _beside(None if progress is None else partial(show, progress), work)
     return results[0]
 
 
@@ -69,19 +58,30 @@ async def while_answering(health: Callable[[], HealthReport], work: Callable[[],
                 away = report
                 scope.cancel()
 
-    results: list[T] = []
-    failed: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch, nursery.cancel_scope)
-        try:
-            results.append(await work())
-        except Exception as exc:
-            # As above: no group.
-            failed = exc
-        nursery.cancel_scope.cancel()
-    if failed is not None:
-        raise failed
+    results = await _beside(watch, work)
     if results:
         return results[0]
     assert away is not None
     raise RemoteUnavailable(f"the remote has not answered for {away.for_s:.0f} s: {away.error}")
+
+
+async def _beside(
+    other: Callable[[trio.CancelScope], Awaitable[None]] | None, work: Callable[[], Awaitable[T]]
+) -> list[T]:
+    """What *work* returns, alone in a list; *other* runs meanwhile, and may cancel the scope that both are in: then the
+    list is empty. Raises what *work* raises.
+    """
+    results: list[T] = []
+    failed: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        if other is not None:
+            nursery.start_soon(other, nursery.cancel_scope)
+        try:
+            results.append(await work())
+        except Exception as exc:
+            # Raised outside, or the nursery would put it into a group, which no `except` of ours looks into.
+            failed = exc
+        nursery.cancel_scope.cancel()
+    if failed is not None:
+        raise failed
+    return results

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING
 
 import trio
 
-from sessfs.errors import SessfsError, Unsynced
+from sessfs.errors import Unsynced
+from sessfs.vfs.background import failure_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sessfs.mount.control import Progress
 
-log = logging.getLogger(__name__)
 PROGRESS_S = 0.25
 
 
@@ -23,7 +22,7 @@ class _Asked:
 
     def __init__(self) -> None:
         self.done = trio.Event()
-        self.problem: str | None = None
+        self.problem = ""
 
 
 class Syncs:
@@ -65,7 +64,7 @@ class Syncs:
             await self._wait(asked.done, progress, start)
         if not asked.done.is_set():
             asked.problem = f"it took longer than {timeout_s:g} s ({self._trouble()})"
-        if asked.problem is not None:
+        if asked.problem:
             raise Unsynced(f"not everything is in the remote: {asked.problem}; only here: {self._dirty_names()}")
         return self._bytes_up() - start
 
@@ -82,14 +81,7 @@ class Syncs:
             await self._ask.wait()
             self._ask = trio.Event()
             asked, self._asked = self._asked, []
-            problem = None
-            try:
-                await self._publish()
-            except SessfsError as exc:
-                problem = str(exc)
-            except Exception as exc:
-                log.exception("bug in a publishing")
-                problem = f"bug in the daemon: {exc!r}; see its log"
+            problem = await failure_of(self._publish)
             for one in asked:
                 one.problem = problem
                 one.done.set()
