@@ -13,10 +13,11 @@ from sessfs.sync.restore import UNSENT_SUFFIX
 from sessfs.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sessfs.mount.policies import Policies
     from sessfs.mount.remote_side import RemoteSide
+    from sessfs.types import Ino
     from sessfs.vfs.volume import Volume
 
 
@@ -39,13 +40,14 @@ def status_report(
     volume: Volume, uptime_s: float, requests: Mapping[str, int], remote: RemoteSide | None, warn_total_bytes: int
 ) -> dict[str, Any]:
     """The keys of `sessfs status --json`, but for mountpoint and state directory."""
-    users, total = users_total(volume)
+    # One walk for all that needs it: there may be a hundred thousand.
+    listed = list_sessions(volume.inodes)
+    users, total = len(listed), _total_bytes(volume, listed)
     totals = volume.reader.totals()
     files = logical = 0
     for _, counters in volume.inodes.iter_sessions():
         files += counters.files
         logical += counters.logical_bytes
-    sessions = len(list_sessions(volume.inodes))
     hot_logical = sum(inode.size for inode in volume.fileio.hot_inodes.values())
     hot = volume.fileio.hot_bytes()
     pids = [os.getpid(), *([volume.seal_pid] if volume.seal_pid else [])]
@@ -56,7 +58,7 @@ def status_report(
         "users": users,
         "total_bytes": total,
         "average_bytes": total // users if users else 0,
-        "sessions": sessions,
+        "sessions": users,
         "files": files,
         "logical_bytes": logical,
         "stored_bytes": totals.stored_bytes,
@@ -68,20 +70,19 @@ def status_report(
         "requests": dict(sorted(requests.items())),
         **(remote.status() if remote is not None else {}),
         "warnings": [
-            *warnings(volume),
+            *_warnings(volume, listed),
             *total_warning(users, total, warn_total_bytes),
             *(remote.warnings() if remote is not None else []),
         ],
     }
 
 
-def users_total(volume: Volume) -> tuple[int, int]:
-    """How many users there are, one session each, and their logical bytes: what `du` would say without sessfs.
+def _total_bytes(volume: Volume, listed: Sequence[tuple[bytes, Ino]]) -> int:
+    """The logical bytes of all *listed* sessions, one a user: what `du` would say without sessfs.
 
     Of a session that was not loaded from the remote yet, the bytes are not known, and count as none.
     """
-    sessions = list_sessions(volume.inodes)
-    return len(sessions), sum(volume.inodes.session_counters(session).logical_bytes for _, session in sessions)
+    return sum(volume.inodes.session_counters(session).logical_bytes for _, session in listed)
 
 
 def total_warning(users: int, total_bytes: int, warn_total_bytes: int) -> list[str]:
@@ -98,8 +99,8 @@ def _ratio(whole: int, part: int) -> float:
     return round(whole / part, 4) if part else 1.0
 
 
-def warnings(volume: Volume) -> list[str]:
-    """What a person should know and do something about."""
+def _warnings(volume: Volume, listed: Sequence[tuple[bytes, Ino]]) -> list[str]:
+    """What a person should know and do something about; *listed* are the sessions."""
     found = []
     if volume.committer.failed is not None:
         found.append(f"the last commit failed: {volume.committer.failed}; changes wait in memory")
@@ -107,7 +108,7 @@ def warnings(volume: Volume) -> list[str]:
         found.append(f"sealing fails: {volume.sealer.failed}; files stay as they are, uncompressed")
     if volume.fileio.full_reason is not None:
         found.append(f"writers get ENOSPC: {volume.fileio.full_reason}; delete something, or give more room")
-    unsent = [name.decode(errors="replace") for name, _ in list_sessions(volume.inodes) if UNSENT_SUFFIX in name]
+    unsent = [name.decode(errors="replace") for name, _ in listed if UNSENT_SUFFIX in name]
     if unsent:
         found.append(
             f"{', '.join(unsent[:NAMED_MAX])}: what this node had not sent of sessions that another one changed since; "

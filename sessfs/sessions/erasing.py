@@ -84,11 +84,10 @@ class Purger:
         trashed = await self._trash_copies(name)
         doomed = [*([name] if was_there else []), *trashed]
         for each in doomed:
-            if self._lives.in_use(each):
-                users = await self._who_uses(each)
-                raise MountBusy(
-                    f"session {_show(name)} is in use: files of it are open; end what uses it, then try again{users}"
-                )
+            try:
+                self._lives.check_unused(each, shown=name)
+            except MountBusy as exc:
+                raise MountBusy(f"{exc}{await self._who_uses(each)}") from exc
         on_step("removing", 0, len(doomed))
         owned: dict[ChunkId, int] = {}
         for each in doomed:

@@ -111,9 +111,11 @@ class Lives:
         """True while any file of the session is open."""
         return self.find(name) in self._inodes.open_files
 
-    def _check_unused(self, name: bytes) -> None:
+    def check_unused(self, name: bytes, shown: bytes | None = None) -> None:
+        """Raises MountBusy, which calls it *shown* if given, while any file of the session is open; PosixError."""
         if self.in_use(name):
-            raise MountBusy(f"session {_show(name)} is in use: files of it are open; end what uses it, then try again")
+            known = _show(name if shown is None else shown)
+            raise MountBusy(f"session {known} is in use: files of it are open; end what uses it, then try again")
 
     async def _check_free(self, name: bytes) -> None:
         await self._reach(name)
@@ -225,7 +227,7 @@ class Lives:
         there is no such snapshot, LocalStoreError, RemoteError; then the session is as it was.
         """
         session = await self.locate(name)
-        self._check_unused(name)
+        self.check_unused(name)
         info = self._history.get(session, sequence)
         manifest = await self._load(session, sequence)
         relocations = self._volume.places.relocations
@@ -255,7 +257,7 @@ class Lives:
                     continue
                 if self.find(name) != session:
                     raise UsageError(f"session {_show(name)} was replaced at this very moment: try again")
-                self._check_unused(name)
+                self.check_unused(name)
                 self._crash_point("replace")
                 self._replace(name, session, manifest)
             self._crash_point("replaced")
@@ -336,7 +338,7 @@ class Lives:
         await self.locate(name)
         await self._flush_kernel()
         session = self.find(name)
-        self._check_unused(name)
+        self.check_unused(name)
         self._volume.namespace.remove_session(session)
         self._kernel.forget_name(name)
         await self.settled()

@@ -35,7 +35,7 @@ class Mover(Protocol):
     async def locate(self, name: bytes) -> Ino:
         """See Lives."""
 
-    def in_use(self, name: bytes) -> bool:
+    def check_unused(self, name: bytes) -> None:
         """See Lives."""
 
     def rename(self, old: bytes, new: bytes) -> None:
@@ -78,8 +78,7 @@ class Trash:
         """Move the session, which is here, to the trash; its name there. Synchronous; durable with the next commit.
         Raises MountBusy while a file of it is open, PosixError ENOENT.
         """
-        if self._lives.in_use(name):
-            raise MountBusy(f"session {_show(name)} is in use: files of it are open; end what uses it, then try again")
+        self._lives.check_unused(name)
         now_ns = self._clock_ns()
         entry = self._free_entry(now_ns)
         dentry = self._inodes.find_dentry(ROOT_INO, name)
