@@ -77,6 +77,7 @@ class Disk:
         os.rename(self._folder / "cut.json.new", self._folder / "cut.json")
 
 
+# Its handlers have no types, and say so: they would be pyfuse3's own, which repeat in each signature.
 class Operations(pyfuse3.Operations):
     """A root directory with one file, `disk`."""
 
