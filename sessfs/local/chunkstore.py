@@ -84,17 +84,31 @@ def listed_chunks(record: bytes) -> list[ChunkId]:
         return []
 
 
+def unpack_frame(key: bytes) -> FrameNo | None:
+    """The frame's number, None for a damaged key."""
+    return FrameNo(FRAME_KEY.unpack(key)[0]) if len(key) == FRAME_KEY.size else None
+
+
+def unpack_live(value: bytes | None) -> int | None:
+    """Bytes of a frame's chunks that are alive, None for a record that is damaged or missing."""
+    return int(LIVE_BYTES.unpack(value)[0]) if value is not None and len(value) == LIVE_BYTES.size else None
+
+
 def read_totals(db: Database) -> Totals:
-    """The stored sums; zero (and frame number 1 next) in a new environment."""
+    """The stored sums; zero (and frame number 1 next) in a new environment, and where the record is damaged, until the
+    writer has counted anew.
+    """
     record = db.get(TOTALS, TOTALS_KEY)
-    return Totals(*TOTALS_RECORD.unpack(record)) if record else Totals(1, 0, 0)
+    return Totals(*TOTALS_RECORD.unpack(record)) if record and len(record) == TOTALS_RECORD.size else Totals(1, 0, 0)
 
 
 def find_place(db: Database, cid: ChunkId) -> Place | None:
-    """Where the chunk lies, or None when it is not stored here."""
+    """Where the chunk lies, or None when it is not stored here. Raises StoreCorrupt when its record is none."""
     value = db.get(INDEX, cid)
     if value is None:
         return None
+    if len(value) != PLACE.size:
+        raise StoreCorrupt(f"where chunk {cid.hex()} lies can't be read: its record has {len(value)} bytes")
     frame, offset, length = PLACE.unpack(value)
     return Place(FrameNo(frame), offset, length)
 
@@ -221,8 +235,9 @@ class ChunkReader:
         totals = self.totals()
         ratio = totals.stored_bytes / max(totals.plain_bytes, 1)
         frames = [
-            (FrameNo(FRAME_KEY.unpack(key)[0]), int(LIVE_BYTES.unpack(live)[0] * ratio))
-            for key, live in self._db.scan(LIVE)
+            (frame, int((unpack_live(value) or 0) * ratio))
+            for key, value in self._db.scan(LIVE)
+            if (frame := unpack_frame(key)) is not None
         ]
         self._last_use = {frame: self._last_use[frame] for frame, _ in frames if frame in self._last_use}
         return sorted(frames, key=lambda f: (self._last_use.get(f[0], 0), f[0]))
@@ -232,8 +247,14 @@ class ChunkReader:
         record = self._db.get(FRAMES, FRAME_KEY.pack(frame))
         if record is None:
             return []
-        ids = listed_chunks(record)
-        return [cid for cid in ids if (place := find_place(self._db, cid)) is not None and place.frame == frame]
+        return [cid for cid in listed_chunks(record) if self._frame_of(cid) == frame]
+
+    def _frame_of(self, cid: ChunkId) -> FrameNo | None:
+        try:
+            place = find_place(self._db, cid)
+        except StoreCorrupt:
+            return None
+        return None if place is None else place.frame
 
     def used_bytes(self) -> int:
         """Bytes of the environment's pages."""

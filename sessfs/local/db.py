@@ -18,7 +18,7 @@ from sessfs.errors import LocalStoreError, StoreCorrupt, StoreFull
 from sessfs.local.memory import unmap_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 TableName = NewType("TableName", str)
@@ -68,32 +68,60 @@ class Batch:
         return self._layers
 
 
+class Standing:
+    """What is durable, as a transaction for writing finds it: nobody can change it before that transaction ends."""
+
+    def __init__(self, txn: lmdb.Transaction, handles: dict[TableName, Any]) -> None:
+        self._txn = txn
+        self._handles = handles
+
+    def get(self, table: TableName, key: bytes) -> bytes | None:
+        """The value of *key*, None when there is none."""
+        found = self._txn.get(key, db=self._handles[table])
+        return None if found is None else bytes(found)
+
+    def last_key(self, table: TableName) -> bytes | None:
+        """The greatest key of the table, None when it is empty."""
+        with self._txn.cursor(db=self._handles[table]) as cursor:
+            return bytes(cursor.key()) if cursor.last() else None
+
+
 def open_environment(
-    path: Path, n_tables: int, map_size_bytes: int, *, readonly: bool = False, readahead: bool = False
+    path: Path,
+    n_tables: int,
+    map_size_bytes: int,
+    *,
+    readonly: bool = False,
+    readahead: bool = False,
+    create: bool = True,
 ) -> lmdb.Environment:
-    """Open (and create, unless *readonly*) the environment in directory *path*.
+    """Open the environment in directory *path*, and create it, unless *readonly* or not *create*; the directory that
+    *path* is in must be there.
 
     Must be called after the last fork, once per process and path. Stale reader slots of killed processes are cleared.
     *readahead* suits large values that are read whole: without it each page of a cold one is a disk access of its own.
     Pages start as zeros, so that what this process has in its memory never gets into the unused part of one.
     Raises LocalStoreError when LMDB refuses.
     """
-    if not readonly:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    create = create and not readonly
+    if not create and not (path / DATA_FILE).exists():
+        raise LocalStoreError(f"there is no database in {path}")
     try:
+        if create:
+            path.mkdir(mode=0o700, exist_ok=True)
         env = lmdb.open(
             str(path),
             map_size=map_size_bytes,
             max_dbs=n_tables,
             max_readers=MAX_READERS,
             readonly=readonly,
-            create=not readonly,
+            create=create,
             readahead=readahead,
             meminit=True,
             mode=0o600,
         )
         env.reader_check()
-    except lmdb.Error as exc:
+    except (lmdb.Error, OSError) as exc:
         raise LocalStoreError(f"can't open the database in {path}: {exc}") from exc
     return env
 
@@ -109,12 +137,16 @@ class Database:
         *,
         readonly: bool = False,
         readahead: bool = False,
+        create: bool = True,
     ) -> None:
+        """See `open_environment`. Raises LocalStoreError."""
         self._path = path
         self._readahead = readahead
         self._data_path = str(path.resolve() / "data.mdb")
         self._mapped_bytes = 0
-        self._env = open_environment(path, len(tables), map_size_bytes, readonly=readonly, readahead=readahead)
+        self._env = open_environment(
+            path, len(tables), map_size_bytes, readonly=readonly, readahead=readahead, create=create
+        )
         try:
             self._handles = open_tables(self._env, tables, readonly=readonly)
         except StoreCorrupt:
@@ -205,6 +237,10 @@ class Database:
                     yield key, value
                 found = cursor.next()
 
+    def last_key(self, table: TableName) -> bytes | None:
+        """The greatest key of the table that is durable, None when there is none."""
+        return Standing(self._reader(), self._handles).last_key(table)
+
     def count(self, table: TableName) -> int:
         """Number of keys that are durable; changes in memory are not counted."""
         return int(self._reader().stat(self._handles[table])["entries"])
@@ -223,13 +259,14 @@ class Database:
         self._in_flight = batch
         return batch
 
-    def write_batch(self, batch: Batch) -> bool:
+    def write_batch(self, batch: Batch, check: Callable[[Standing], None] = lambda standing: None) -> bool:
         """Make *batch* durable in one transaction; may be called from any thread. False when the map is full: call
-        `grow` from the request loop and try again. Raises StoreFull when the disk is, LocalStoreError on other errors;
-        nothing of the batch is on disk then.
+        `grow` from the request loop and try again. Raises StoreFull when the disk is, LocalStoreError on other errors,
+        and whatever *check*, which is called before anything is changed, raises; nothing of the batch is on disk then.
         """
         try:
             with self._env.begin(write=True) as txn:
+                check(Standing(txn, self._handles))
                 for name, layer in batch.layers().items():
                     handle = self._handles[name]
                     for key, value in layer.values.items():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HASH_KEY_FILE = "hash-key"
 CLEAN_MARK = "clean"
+OWES_SWEEP = b"sweep\n"
 UNSENT = "unsent"
 LOCK_TRIES = 11
 LOCK_PAUSE_S = 0.02
@@ -27,7 +28,9 @@ class StateDirectory:
     """An open, locked state directory. Held for the life of the daemon; the lock goes with the process."""
 
     def __init__(self, path: Path) -> None:
-        """Raises StateInUse with the holder's pid, or StateTooNew."""
+        """Raises StateInUse with the holder's pid, or StateTooNew. `was_clean` tells whether the last daemon closed it,
+        `owes_sweep` whether chunks may be there that nothing names.
+        """
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -36,7 +39,7 @@ class StateDirectory:
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
             self._check_version()
-            self.was_clean = self._take_clean_mark()
+            self.was_clean, self.owes_sweep = self._take_clean_mark()
         except BaseException:
             os.close(self._lock)
             raise
@@ -68,23 +71,37 @@ class StateDirectory:
                 f"the state {self.path} has format {version}, this sessfs knows up to {STATE_VERSION}: upgrade sessfs"
             )
 
-    def _take_clean_mark(self) -> bool:
-        """True when the last daemon closed the state; from here on it counts as not closed."""
-        mark = self.path / CLEAN_MARK
+    def _take_clean_mark(self) -> tuple[bool, bool]:
+        """Whether the last daemon closed the state, and whether chunks that nothing names are still to be looked for;
+        from here on it counts as not closed.
+        """
         fresh = not (self.path / "meta").exists()
-        if not mark.exists():
-            return fresh
-        mark.unlink()
+        owed = read_clean_mark(self.path)
+        if owed is None:
+            return fresh, not fresh
+        (self.path / CLEAN_MARK).unlink()
         _sync_directory(self.path)
-        return True
+        return True, owed
 
-    def mark_clean(self) -> None:
-        """The state is closed, everything in it durable: the next start need not look for what a crash leaves."""
-        write_durably(self.path / CLEAN_MARK, b"")
+    def mark_clean(self, *, owes_sweep: bool = False) -> None:
+        """The state is closed, everything in it durable: the next start need not look for what a crash leaves. With
+        *owes_sweep* it still looks for chunks that nothing names: a crash called for that, and it was not ended.
+        """
+        write_durably(self.path / CLEAN_MARK, OWES_SWEEP if owes_sweep else b"")
 
     def close(self) -> None:
-        """Release the lock."""
-        os.close(self._lock)
+        """Release the lock. Closing again does nothing."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def read_clean_mark(state_dir: Path) -> bool | None:
+    """None when the state was not closed cleanly; else whether the next start looks for chunks that nothing names."""
+    try:
+        return bool((state_dir / CLEAN_MARK).read_bytes())
+    except FileNotFoundError:
+        return None
 
 
 def lock_holder(state_dir: Path) -> int | None:

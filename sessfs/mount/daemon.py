@@ -45,6 +45,7 @@ from sessfs.mount.verbs_import import ImportVerbs
 from sessfs.mount.verbs_limits import LimitVerbs
 from sessfs.mount.verbs_remote import RemoteVerbs
 from sessfs.sync.fetch import RemoteChunks
+from sessfs.vfs.children import Child
 from sessfs.vfs.volume import RemoteHooks, Volume
 
 if TYPE_CHECKING:
@@ -151,7 +152,17 @@ class Daemon:
         return RemoteHooks(make_chunks, PathClass.CACHE if self._settings.upload_caches else PathClass.TRAVELS)
 
     async def run(self, ready: Ready) -> None:
-        """Mount, say so on *ready*, serve until unmounted, close."""
+        """Mount, say so on *ready*, serve until unmounted, close. Where that fails, no child of this process is left,
+        and nothing is written to the state any more.
+        """
+        try:
+            await self._run(ready)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._volume.abandon()
+            raise
+
+    async def _run(self, ready: Ready) -> None:
         await self._volume.start(os.getuid(), os.getgid())
         self._lives.lives.drop_views()
         if self._remote is not None:
@@ -194,9 +205,12 @@ class Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for number in signals:
                 log.info("signal %d: unmounting", number)
-                command = [sys.executable, "-P", "-m", "sessfs.mount.detach", str(self._settings.mountpoint)]
                 try:
-                    await trio.run_process(command, cwd="/", check=False)
+                    helper = Child("sessfs.mount.detach", str(self._settings.mountpoint))
+                    try:
+                        await helper.wait()
+                    finally:
+                        await helper.end()
                 except OSError as exc:
                     log.error("the mount can't be detached: %s", exc)
                 await trio.sleep(GRACE_S)
@@ -245,7 +259,11 @@ class Ready:
     def _write(self, answer: dict[str, Any]) -> None:
         if self._fd is None:
             return
-        os.write(self._fd, json.dumps(answer).encode() + b"\n")
+        try:
+            os.write(self._fd, json.dumps(answer).encode() + b"\n")
+        except BrokenPipeError:
+            # Killed, maybe. The mount is what was asked for: asking again finds it.
+            log.warning("the command that started this daemon is gone")
         os.close(self._fd)
         self._fd = None
 

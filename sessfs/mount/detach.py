@@ -1,6 +1,7 @@
 """The daemon's helper at SIGTERM: flush the kernel's pages of a mount, then take it away, open files or not.
 
-A process of its own: the daemon would wait for itself.
+A process of its own: the daemon would wait for itself. It ends with the daemon: the mount that it would then find is
+the next one's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 
+from sessfs.local.parent import end_with_parent
 from sessfs.mount import syscalls
 
 SYNC_TIMEOUT_S = 20.0
@@ -31,4 +33,5 @@ def detach(mountpoint: str) -> None:
 
 
 if __name__ == "__main__":
-    detach(sys.argv[1])
+    end_with_parent(int(sys.argv[1]))
+    detach(sys.argv[2])

@@ -106,6 +106,10 @@ def _warnings(volume: Volume, listed: Sequence[tuple[bytes, Ino]]) -> list[str]:
         found.append(f"the last commit failed: {volume.committer.failed}; changes wait in memory")
     if volume.sealer.failed is not None:
         found.append(f"sealing fails: {volume.sealer.failed}; files stay as they are, uncompressed")
+    found += [
+        f"damage in the local chunks: {what}; `sessfs fsck` tells which files"
+        for what in volume.sealer.set_aside[:NAMED_MAX]
+    ]
     if volume.fileio.full_reason is not None:
         found.append(f"writers get ENOSPC: {volume.fileio.full_reason}; delete something, or give more room")
     unsent = [name.decode(errors="replace") for name, _ in listed if UNSENT_SUFFIX in name]

@@ -15,7 +15,6 @@ import logging
 import os
 import select
 import shutil
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +22,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from sessfs.errors import LocalStoreError, SessfsError, StoreFull
+from sessfs.local.parent import end_with_parent
 from sessfs.sessions.importing_archives import ArchiveRefused, Limits, unpack
+from sessfs.vfs.children import Child
 from sessfs.vfs.space import DISK_RESERVE_BYTES
 
 if TYPE_CHECKING:
@@ -113,23 +114,12 @@ async def _run(archive: Path, target: Path, progress: Callable[[int], Awaitable[
     disk = os.statvfs(target)
     room_bytes = max(disk.f_bavail * disk.f_frsize - RESERVE, 0)
     job = {"archive": str(archive), "target": str(target), "room_bytes": room_bytes}
-    process = await trio.lowlevel.open_process(
-        [sys.executable, "-P", "-m", "sessfs.sessions.importing_unpack"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd="/",
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    process = Child("sessfs.sessions.importing_unpack")
     try:
         await process.stdin.send_all(json.dumps(job).encode() + b"\n")
         return await _follow(archive, process.stdout, progress)
     finally:
-        with trio.CancelScope(shield=True):
-            process.kill()
-            await process.wait()
-            await process.stdin.aclose()
-            await process.stdout.aclose()
+        await process.end()
 
 
 async def _follow(
@@ -155,6 +145,7 @@ async def _follow(
 
 def main() -> None:
     """Unpack what standard input says."""
+    end_with_parent(int(sys.argv[1]))
     os.nice(NICE)
     os.umask(0o077)
     job = json.loads(sys.stdin.buffer.readline())

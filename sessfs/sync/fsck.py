@@ -54,7 +54,7 @@ from sessfs.local.inodes import (
 )
 from sessfs.local.places import PLACES
 from sessfs.local.snapshots import MANIFESTS, SNAPSHOT_KEY, SNAPSHOTS, Snapshot
-from sessfs.local.state import CLEAN_MARK, lock_holder, read_hash_key
+from sessfs.local.state import CLEAN_MARK, lock_holder, read_clean_mark, read_hash_key
 from sessfs.sync.history import manifest_chunks
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
@@ -126,6 +126,15 @@ def _is_unused(state_dir: Path) -> bool:
         meta.close()
 
 
+def _notes(state_dir: Path) -> list[str]:
+    owes_sweep = read_clean_mark(state_dir)
+    if owes_sweep is None:
+        return ["the state was not closed cleanly; the next mount recovers it"]
+    if owes_sweep:
+        return ["after a crash, chunks that nothing names are still being looked for; the next mount goes on"]
+    return []
+
+
 class _Findings:
     """What one run knows of a state so far, and what it found wrong."""
 
@@ -185,8 +194,7 @@ class _Check(_Findings):
         self._check_snapshots()
         self._check_references()
         self._check_hot_files()
-        notes = [] if self._clean else ["the state was not closed cleanly; the next mount recovers it"]
-        return Report(self._problems, dict(self._counts), notes)
+        return Report(self._problems, dict(self._counts), _notes(self._state_dir))
 
     # -- the tree
 
@@ -447,7 +455,7 @@ class _Check(_Findings):
                 if stored.get(cid, 0) != counted[cid]:
                     found = f"{stored.get(cid, 0)} {whose} stored, {counted[cid]} counted"
                     self._report("refcount", None, f"chunk {cid.hex()}: {found}")
-        if self._clean:
+        if read_clean_mark(self._state_dir) is False:
             for cid_bytes, _ in self._chunks.scan(INDEX):
                 if ChunkId(cid_bytes) not in named:
                     self._report("chunk", None, f"chunk {cid_bytes.hex()} is stored and nothing names it")

@@ -13,6 +13,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from sessfs.errors import StoreCorrupt
 from sessfs.format.chunk import FRAME_TARGET_BYTES, FrameCodec, chunk_id
 from sessfs.format.likeness import Likeness
 from sessfs.format.recipe import Recipe
@@ -249,7 +250,10 @@ class IngestWork:
         """What is wrong with the chunks in the store, if anything is. Frames are opened in threads, each once."""
         frames: dict[FrameNo, None] = {}
         for cid in wanted:
-            place = find_place(self._db, cid)
+            try:
+                place = find_place(self._db, cid)
+            except StoreCorrupt as exc:
+                return f"{exc}: run `sessfs fsck`"
             if place is None:
                 return f"chunk {cid.hex()} is not in the store"
             frames[place.frame] = None

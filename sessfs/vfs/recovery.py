@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.local.hotfiles import HotFiles
     from sessfs.local.inodes import Inodes
+    from sessfs.types import ChunkId
     from sessfs.vfs.fileio import FileIO
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,36 @@ def reconcile_hot_files(inodes: Inodes, hot: HotFiles, fileio: FileIO) -> None:
         hot.delete(ino, number)
 
 
-async def sweep_unreferenced(reader: ChunkReader, references: References) -> None:
-    """Find chunks that were written but never named by a committed recipe, and have them dropped. In slices, so that
-    requests go on; a chunk sealed meanwhile is judged again before it is dropped.
-    """
-    ids = list(reader.iter_ids())
-    for first in range(0, len(ids), SWEEP_SLICE):
-        references.note_unused(cid for cid in ids[first : first + SWEEP_SLICE] if not references.is_held(cid))
-        await trio.sleep(SWEEP_PAUSE_S)
+class Sweep:
+    """The search for chunks that were written but never named by a committed recipe, as a crash leaves them."""
+
+    def __init__(self, reader: ChunkReader, references: References, *, is_owed: bool) -> None:
+        """Nothing is to be done unless it *is_owed*."""
+        self._reader = reader
+        self._references = references
+        self.is_owed = is_owed
+        """False once all chunks were looked at that were there at the start."""
+        self._ids: list[ChunkId] | None = None
+
+    async def run(self) -> None:
+        """Have what is found dropped. In slices, so that requests go on; a chunk sealed meanwhile is judged again
+        before it is dropped.
+        """
+        while self._step():  # noqa: ASYNC110 - it is this loop that does it
+            await trio.sleep(SWEEP_PAUSE_S)
+
+    async def finish(self) -> None:
+        """The rest of it, at an unmount: may be cancelled, and then goes on at the next start."""
+        while self._step():
+            await trio.lowlevel.checkpoint()
+
+    def _step(self) -> bool:
+        """Look at a slice; False when that was all."""
+        if not self.is_owed:
+            return False
+        if self._ids is None:
+            self._ids = list(self._reader.iter_ids())
+        some, self._ids = self._ids[-SWEEP_SLICE:], self._ids[:-SWEEP_SLICE]
+        self._references.note_unused(cid for cid in some if not self._references.is_held(cid))
+        self.is_owed = bool(self._ids)
+        return self.is_owed

@@ -16,9 +16,9 @@ from sessfs.format.recipe import Recipe
 from sessfs.types import ChunkId, Ino
 from sessfs.vfs.frozen import JOB_BYTES, JOB_FILES, FrozenFile, iter_jobs
 from sessfs.vfs.ranges import split
+from sessfs.vfs.sealcalls import SealCalls
 from sessfs.vfs.sealjobs import (
     CompareRequest,
-    DropRequest,
     FetchedFrame,
     FinishRequest,
     IngestRequest,
@@ -26,14 +26,12 @@ from sessfs.vfs.sealjobs import (
     ScrubRequest,
     SealedFile,
     SealFile,
-    SealRequest,
     Span,
     StoreRequest,
-    Task,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from sessfs.local.chunkstore import ChunkReader, References
@@ -89,21 +87,29 @@ class Sealer:
         """Numbers of hot files that could not be sealed when their turn came."""
         self.failed: str | None = None
         """Why the last seal failed, None once one succeeds again."""
+        self._calls = SealCalls(client, reader, references)
+
+    @property
+    def set_aside(self) -> list[str]:
+        """What of `chunks/` was found damaged, and left as it is, a sentence each."""
+        return list(self._calls.set_aside)
 
     async def run(self) -> None:
-        """Seal what is idle and drop what is dead, for ever; started once, in the daemon's nursery."""
+        """Seal what is idle and drop what is dead, for ever; started once, in the daemon's nursery. Neither waits for
+        the other to succeed.
+        """
         while True:
             await trio.sleep(TICK_S)
-            try:
-                while self._may_seal() and (idle := self._idle()):
-                    await self._seal(idle)
-                await self.drop_dead()
-                self.failed = None
-            except LocalStoreError as exc:
-                if self.failed is None:
-                    log.error("sealing failed, will be tried again: %s", exc)
-                self.failed = str(exc)
+            whys = [why for act in (self._seal_idle, self.drop_dead) if (why := await _why_not(act))]
+            if whys and self.failed is None:
+                log.error("sealing failed, will be tried again: %s", whys[0])
+            self.failed = whys[0] if whys else None
+            if whys:
                 await trio.sleep(RETRY_S)
+
+    async def _seal_idle(self) -> None:
+        while self._may_seal() and (idle := self._idle()):
+            await self._seal(idle)
 
     def _may_seal(self) -> bool:
         """Whether what is idle may be sealed now. Sealing takes a core and a starting Chrome takes all of them, so it
@@ -163,21 +169,8 @@ class Sealer:
                 numbers.append(inode.hot_no)
         if not files:
             return
-        reply = await self._request(SealRequest(files))
-        for file, number in zip(reply.files, numbers, strict=True):
+        for file, number in zip(await self._calls.cut(files), numbers, strict=True):
             self._place(file, number)
-
-    async def _request(self, request: Task) -> Reply:
-        """The reply, its chunks visible here and noted. Raises LocalStoreError: then the process may have stored chunks
-        that nobody knows of, which the next start sweeps.
-        """
-        replies: list[Reply] = []
-        try:
-            replies.append(await self._client.call(request, replies.append))
-        finally:
-            self._reader.refresh()
-            self._references.note_unused(ChunkId(cid) for reply in replies for cid in reply.added)
-        return replies[0]
 
     def freeze(self, inodes: Sequence[Inode]) -> list[FrozenFile]:
         """At a cut: keep the hot files of *inodes* as they are at this instant; hand the answer to `seal_frozen`.
@@ -206,8 +199,7 @@ class Sealer:
         try:
             for job in iter_jobs(frozen):
                 async with self._busy:
-                    reply = await self._request(SealRequest([f.file for f in job]))
-                    for file, item in zip(reply.files, job, strict=True):
+                    for file, item in zip(await self._calls.cut([f.file for f in job]), job, strict=True):
                         if file.recipe is None:
                             raise StoreCorrupt(f"inode {file.ino} could not be sealed for a snapshot: {file.error}")
                         recipe = recipes[Ino(file.ino)] = Recipe(file.recipe)
@@ -281,7 +273,7 @@ class Sealer:
 
     async def _store(self, request: StoreRequest, frames: Sequence[tuple[bytes, Sequence[ChunkId]]]) -> None:
         try:
-            await self._request(request)
+            await self._calls.request(request)
         finally:
             # What wanted them may have gone while they were on their way.
             gone = [cid for _, ids in frames for cid in ids if not self._references.is_held(cid)]
@@ -292,7 +284,7 @@ class Sealer:
         stored once `finish_ingest` says so. Raises LocalStoreError.
         """
         async with self._busy:
-            reply = await self._request(request)
+            reply = await self._calls.request(request)
             for file in reply.files:
                 self._references.pin(Recipe(file.recipe or b"").iter_chunks())
             return reply
@@ -300,7 +292,7 @@ class Sealer:
     async def finish_ingest(self, request: FinishRequest) -> Reply:
         """See FinishRequest. Raises LocalStoreError."""
         async with self._busy:
-            return await self._request(request)
+            return await self._calls.request(request)
 
     async def compare(self, request: CompareRequest) -> Reply:
         """See CompareRequest. Raises LocalStoreError."""
@@ -310,7 +302,7 @@ class Sealer:
     async def evict(self, ids: Sequence[ChunkId]) -> None:
         """Remove chunks that recipes name, those that still have a place once it is their turn. LocalStoreError."""
         async with self._busy:
-            await self._request(DropRequest([bytes(cid) for cid in ids if self._places.has(cid)]))
+            await self._calls.drop([cid for cid in ids if self._places.has(cid)])
 
     async def forget_places(self, ids: Sequence[ChunkId]) -> list[ChunkId]:
         """Forget the places of chunks that are here or that nothing holds, and return the others, which only the remote
@@ -328,7 +320,7 @@ class Sealer:
                 dead = self._references.take_dead()
                 try:
                     for first in range(0, len(dead), DROP_AT_ONCE):
-                        await self._request(DropRequest([bytes(cid) for cid in dead[first : first + DROP_AT_ONCE]]))
+                        await self._calls.drop(dead[first : first + DROP_AT_ONCE])
                 except BaseException:
                     self._references.note_unused(dead)
                     raise
@@ -338,7 +330,7 @@ class Sealer:
     async def rewrite_mixed(self) -> None:
         """Have no dead chunk in a frame with others, so that none travels with them. Raises LocalStoreError."""
         async with self._busy:
-            await self._request(ScrubRequest())
+            await self._calls.request(ScrubRequest())
 
     async def scrub(self, target: Path) -> int:
         """Leave no byte of chunks that nothing names in `chunks/`, using the directory *target* on the way; returns how
@@ -347,8 +339,17 @@ class Sealer:
         """
         await self.drop_dead()
         async with self._busy:
-            damaged = (await self._request(ScrubRequest(str(target)))).damaged
+            damaged = (await self._calls.request(ScrubRequest(str(target)))).damaged
             # The next request starts the process again, which opens the new environment.
             await self._client.stop()
             self._reader.adopt(target)
         return damaged
+
+
+async def _why_not(act: Callable[[], Awaitable[None]]) -> str:
+    """Why it failed, empty when it did not."""
+    try:
+        await act()
+    except LocalStoreError as exc:
+        return str(exc)
+    return ""

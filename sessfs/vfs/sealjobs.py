@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import struct
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +20,9 @@ T = TypeVar("T")
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """First message: which chunk environment to write, under which hash key, and how hard to compress."""
+    """First message: which chunk environment to write, under which hash key, and how hard to compress. It is answered
+    once the process may write there, and then each request is.
+    """
 
     chunks_path: str
     key: bytes
@@ -137,16 +140,30 @@ class SealedFile(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+class Failure(enum.StrEnum):
+    """Why a request was not done."""
+
+    FULL = "full"
+    """The disk is."""
+    STORE = "store"
+    """The store, or what was given, is not as it should be."""
+    BUG = "bug"
+    """Something that nobody has thought of: of several items in the request, one may be the reason."""
+
+
 class Reply(msgspec.Struct, frozen=True):
     """Answer to any request: durable when it arrives. *added* are the chunks that were not there before. *damaged*
-    counts the frames that a scrub had to leave as they are.
+    counts the frames that a scrub had to leave as they are. *set_aside* says what was found damaged and left out, a
+    sentence each. With an *error*, *failure* is its kind, and nothing else counts.
     """
 
     files: list[SealedFile] = []
     """To an IngestRequest and a CompareRequest: of each range, its index as *ino*; no recipe means that it failed."""
     added: list[bytes] = []
     damaged: int = 0
+    set_aside: list[str] = []
     error: str = ""
+    failure: Failure = Failure.STORE
     process: int = 0
     """Of an ingest and its finish: who has gathered the chunks."""
 

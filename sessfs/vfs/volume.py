@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -17,13 +17,14 @@ from sessfs.local.hotfiles import HotFiles
 from sessfs.local.inodes import META_MAP_BYTES, META_TABLES, Inodes
 from sessfs.local.places import Places
 from sessfs.local.state import StateDirectory, ensure_hash_key
+from sessfs.local.writelock import WriteLock
 from sessfs.types import ROOT_INO
 from sessfs.vfs.background import keep_going
 from sessfs.vfs.committer import Committer
 from sessfs.vfs.fileio import FileIO
 from sessfs.vfs.namespace import Namespace
 from sessfs.vfs.quiet import Quiet
-from sessfs.vfs.recovery import reconcile_hot_files, sweep_unreferenced
+from sessfs.vfs.recovery import Sweep, reconcile_hot_files
 from sessfs.vfs.renames import RENAME_NOREPLACE, Renames
 from sessfs.vfs.scrubbing import remove_leftovers
 from sessfs.vfs.sealclient import SealProcessClient
@@ -96,18 +97,14 @@ class Volume:
         requests: Callable[[], int] = lambda: 0,
     ) -> None:
         """Open, creating it when new: then *hash_key* is its key, if given. *requests* says how many were served so
-        far: while many come, sealing waits. Raises StateInUse, StateTooNew, StoreCorrupt, LocalStoreError.
+        far: while many come, sealing waits. Waits for the seal process of a daemon that was killed, for as long as it
+        needs for its end. Raises StateInUse, StateTooNew, StoreCorrupt, LocalStoreError; then nothing is held.
         """
-        self.state = StateDirectory(state_dir)
-        remove_leftovers(state_dir)
-        self.meta = Database(state_dir / "meta", META_TABLES, map_bytes[0])
-        self.hash_key = ensure_hash_key(state_dir, hash_key)
+        self.state, self.meta, self.hash_key, chunks_db = _open_stores(state_dir, hash_key, map_bytes)
         self.inodes = Inodes(self.meta)
         self.hot = HotFiles(state_dir / "hot")
         self.references = References(self.meta)
-        self.reader = ChunkReader(
-            Database(state_dir / "chunks", CHUNK_TABLES, map_bytes[1], readahead=True), self.hash_key
-        )
+        self.reader = ChunkReader(chunks_db, self.hash_key)
         self.places = Places(self.meta)
         self.changes = self.inodes.changes = Changes(self.meta, clock_ns)
         chunks: ChunkSource = LocalChunks(self.reader)
@@ -138,6 +135,8 @@ class Volume:
         self.read_only_reason: str | None = None
         """Why nothing may be changed, None while it may."""
         self.space = Space(state_dir, self.fileio, self.reader, cache_bound_bytes)
+        self._sweep = Sweep(self.reader, self.references, is_owed=self.state.owes_sweep)
+        self._is_recovered = self._is_closed = False
 
     async def start(self, uid: int, gid: int) -> None:
         """Recover what the last daemon left, and start the seal process. *uid*, *gid* own a new root directory."""
@@ -149,6 +148,7 @@ class Volume:
         orphans = self.namespace.reclaim_orphans()
         if orphans:
             log.info("freed %d files that were deleted while open", orphans)
+        self._is_recovered = True
         await self._client.start()
 
     async def run(self) -> None:
@@ -157,8 +157,7 @@ class Volume:
             nursery.start_soon(self.committer.run)
             nursery.start_soon(keep_going, self.sealer.run)
             nursery.start_soon(keep_going, self.space.run)
-            if not self.state.was_clean:
-                nursery.start_soon(keep_going, partial(sweep_unreferenced, self.reader, self.references))
+            nursery.start_soon(keep_going, self._sweep.run)
 
     @property
     def seal_pid(self) -> int | None:
@@ -184,6 +183,10 @@ class Volume:
         """Make everything durable and give back what is dead. `run` must still be running. Raises LocalStoreError."""
         await self.commit_all()
         with trio.move_on_after(CLOSE_DROP_S):
+            if self._sweep.is_owed:
+                await self._sweep.finish()
+                # What it found may be dropped after this.
+                await self.committer.commit()
             await self.sealer.drop_dead()
         if self.committer.is_dirty:
             # Places in the remote of what was dropped are forgotten.
@@ -192,10 +195,48 @@ class Volume:
     async def release(self) -> None:
         """After `close`, and after `run` ended: stop the seal process and close all files."""
         await self._client.stop()
+        is_left = self.committer.is_dirty or self.references.has_unused or not self.fileio.retirement.is_empty
+        self._close_files()
+        try:
+            if self._is_recovered and not (is_left or self._client.lost_count):
+                self.state.mark_clean(owes_sweep=self._sweep.is_owed)
+        finally:
+            self.state.close()
+
+    async def abandon(self) -> None:
+        """Where a mount failed: no child is left on return, nothing is written any more, and the state is free. It is
+        as a crash leaves it.
+        """
+        await self._client.stop(0)
+        self._close_files()
+        self.state.close()
+
+    def _close_files(self) -> None:
+        """Closing them again does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         self.reader.close()
         self.meta.close()
         self.hot.close()
-        is_left = self.committer.is_dirty or self.references.has_unused or not self.fileio.retirement.is_empty
-        if not (is_left or self._client.lost_count):
-            self.state.mark_clean()
-        self.state.close()
+
+
+def _open_stores(
+    state_dir: Path, hash_key: bytes | None, map_bytes: tuple[int, int]
+) -> tuple[StateDirectory, Database, bytes, Database]:
+    """The state, `meta/`, the key of chunk ids, and `chunks/`, which is made if it is not there, and from then on only
+    read here. Whoever wrote it before has ended. Raises as Volume.
+    """
+    chunks = state_dir / "chunks"
+    with contextlib.ExitStack() as opened:
+        state = StateDirectory(state_dir)
+        opened.callback(state.close)
+        remove_leftovers(state_dir)
+        meta = Database(state_dir / "meta", META_TABLES, map_bytes[0])
+        opened.callback(meta.close)
+        key = ensure_hash_key(state_dir, hash_key)
+        with WriteLock(chunks, create=True):
+            Database(chunks, CHUNK_TABLES, map_bytes[1]).close()
+        reading = Database(chunks, CHUNK_TABLES, map_bytes[1], readonly=True, readahead=True)
+        opened.pop_all()
+    return state, meta, key, reading

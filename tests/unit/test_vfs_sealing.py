@@ -8,7 +8,6 @@ import os
 import random
 import resource
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from sessfs.errors import LocalStoreError
 from sessfs.format.recipe import Recipe, encode_extent
 from sessfs.types import HOLE
 from sessfs.vfs import fileio, priority, sealclient, sealing
+from sessfs.vfs.children import Child
 from sessfs.vfs.quiet import QUIET_REQUESTS, QUIET_S
 from sessfs.vfs.sealing import PATIENCE, TICK_S
 from tests.support.badsector import BadSector
@@ -495,8 +495,6 @@ async def test_sealer_does_not_wait_for_ever(tmp_path: Path, why: str) -> None:
 async def test_seal_process_whose_start_was_cancelled_serves_the_next_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = trio.lowlevel.open_process
-
     async with open_box(tmp_path / "state") as box:
         box.mkdir(b"s")
         inode = await box.write(b"s/f", b"content")
@@ -505,12 +503,12 @@ async def test_seal_process_whose_start_was_cancelled_serves_the_next_request(
         await wait_until(lambda: box.volume.seal_pid is None)
         with trio.CancelScope() as scope, monkeypatch.context() as patch:
 
-            async def start_and_cancel(command: list[str], **options: Any) -> trio.Process:
-                process: trio.Process = await start(command, **options)
+            def start_and_cancel(module: str, **options: Any) -> Child:
+                process = Child(module, **options)
                 scope.cancel()
                 return process
 
-            patch.setattr(trio.lowlevel, "open_process", start_and_cancel)
+            patch.setattr(sealclient, "Child", start_and_cancel)
             await box.seal()
         assert scope.cancelled_caught
         await box.seal()
@@ -524,14 +522,12 @@ async def test_sealing_waits_while_the_seal_process_can_not_be_started(
     """Or while what starts takes no request."""
     monkeypatch.setattr(sealing, "TICK_S", 0.01)
     monkeypatch.setattr(sealing, "RETRY_S", 0.01)
-    start = trio.lowlevel.open_process
 
-    async def refuse(command: list[str], **options: Any) -> trio.Process:
+    def refuse(module: str, **options: Any) -> Child:
         if not starts:
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
-        process: trio.Process = await start([sys.executable, "-c", ""], **options)
-        assert process.stdin is not None
-        await process.stdin.aclose()
+        process = Child("sessfs.version", **options)
+        process.stdin.close()
         return process
 
     async with open_box(tmp_path / "state", seal_idle_s=1) as box:
@@ -541,7 +537,7 @@ async def test_sealing_waits_while_the_seal_process_can_not_be_started(
         os.kill(box.volume.seal_pid, signal.SIGKILL)
         await wait_until(lambda: box.volume.seal_pid is None)
         with monkeypatch.context() as patch:
-            patch.setattr(trio.lowlevel, "open_process", refuse)
+            patch.setattr(sealclient, "Child", refuse)
             box.clock.advance(100)
             await wait_until(lambda: box.volume.sealer.failed is not None)
             with pytest.raises(LocalStoreError):
