@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sessfs.local.db import Batch, Database, Standing
 
 MAX_FRAME = 1 << 62
-"""No frame ever gets so high a number: where the totals say so, they are damaged."""
+"""No frame ever gets so high a number: a record that says so is damaged."""
 
 
 def count_totals(db: Database) -> Totals:
@@ -45,10 +45,10 @@ def sound_totals(db: Database) -> Totals:
     """The totals as they are stored, or counted where that is damaged. The next frame comes after all others."""
     record = db.get(TOTALS, TOTALS_KEY)
     totals = Totals(*TOTALS_RECORD.unpack(record)) if record and len(record) == TOTALS_RECORD.size else None
-    if totals is None or totals.next_frame > MAX_FRAME:
+    if totals is None or totals.next_frame >= MAX_FRAME:
         totals = count_totals(db)
-    last = max(unpack_frame(db.last_key(table) or b"") or 0 for table in (FRAMES, LIVE))
-    return totals._replace(next_frame=max(totals.next_frame, last + 1))
+    lasts = [unpack_frame(db.last_key(table, FRAME_KEY.pack(MAX_FRAME)) or b"") for table in (FRAMES, LIVE)]
+    return totals._replace(next_frame=max(totals.next_frame, *((last or 0) + 1 for last in lasts)))
 
 
 class _Writing(NamedTuple):
@@ -114,7 +114,7 @@ class ChunkBatches:
     def _check(self, standing: Standing, first_new: int) -> None:
         """Raises LocalStoreError when a batch of frames from *first_new* on does not follow what is durable."""
         self._may_write()
-        last = standing.last_key(FRAMES)
+        last = standing.last_key(FRAMES, FRAME_KEY.pack(MAX_FRAME))
         if standing.get(TOTALS, TOTALS_KEY) != self._durable or (
             last is not None and last >= FRAME_KEY.pack(first_new)
         ):

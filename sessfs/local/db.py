@@ -80,10 +80,11 @@ class Standing:
         found = self._txn.get(key, db=self._handles[table])
         return None if found is None else bytes(found)
 
-    def last_key(self, table: TableName) -> bytes | None:
-        """The greatest key of the table, None when it is empty."""
+    def last_key(self, table: TableName, below: bytes) -> bytes | None:
+        """The greatest key of the table that is less than *below*, None when there is none."""
         with self._txn.cursor(db=self._handles[table]) as cursor:
-            return bytes(cursor.key()) if cursor.last() else None
+            found = cursor.prev() if cursor.set_range(below) else cursor.last()
+            return bytes(cursor.key()) if found else None
 
 
 def open_environment(
@@ -237,9 +238,9 @@ class Database:
                     yield key, value
                 found = cursor.next()
 
-    def last_key(self, table: TableName) -> bytes | None:
-        """The greatest key of the table that is durable, None when there is none."""
-        return Standing(self._reader(), self._handles).last_key(table)
+    def last_key(self, table: TableName, below: bytes) -> bytes | None:
+        """The greatest durable key of the table that is less than *below*, None when there is none."""
+        return Standing(self._reader(), self._handles).last_key(table, below)
 
     def count(self, table: TableName) -> int:
         """Number of keys that are durable; changes in memory are not counted."""

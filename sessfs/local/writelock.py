@@ -28,9 +28,10 @@ class WriteLock:
     kept until that process ends, however it ends. No other process inherits it.
     """
 
-    def __init__(self, chunks: Path, *, create: bool, patience_s: float = PATIENCE_S) -> None:
-        """Take it, waiting for *patience_s* at most. With *create* the file is made: only whoever holds the state may
-        do that. Raises StateInUse, with the pid, when another process keeps it, LocalStoreError when the state is gone.
+    def __init__(self, chunks: Path, *, create: bool, patience_s: float | None = None) -> None:
+        """Take it, waiting for *patience_s* (PATIENCE_S) at most. With *create* the file is made: only whoever holds
+        the state may do that. Raises StateInUse, with the pid, when another process keeps it, LocalStoreError when the
+        state is gone.
         """
         self._path = lock_file(chunks)
         flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
@@ -39,7 +40,7 @@ class WriteLock:
         except OSError as exc:
             raise LocalStoreError(f"{self._path} can't be opened: {exc.strerror}") from exc
         try:
-            self._take(time.monotonic() + patience_s)
+            self._take(time.monotonic() + (PATIENCE_S if patience_s is None else patience_s))
             self.check()
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)

@@ -195,11 +195,12 @@ class Volume:
     async def release(self) -> None:
         """After `close`, and after `run` ended: stop the seal process and close all files."""
         await self._client.stop()
-        is_left = self.committer.is_dirty or self.references.has_unused or not self.fileio.retirement.is_empty
+        is_left = self.committer.is_dirty or not self.fileio.retirement.is_empty or self._client.lost_count
+        owes_sweep = self._sweep.is_owed or self.references.has_unused
         self._close_files()
         try:
-            if self._is_recovered and not (is_left or self._client.lost_count):
-                self.state.mark_clean(owes_sweep=self._sweep.is_owed)
+            if self._is_recovered and not is_left:
+                self.state.mark_clean(owes_sweep=owes_sweep)
         finally:
             self.state.close()
 

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.volumes import assert_clean, open_box
+from sessfs.errors import LocalStoreError
+from sessfs.sync.fsck import check_state
+from sessfs.vfs import recovery, volume
+from tests.support.volumes import assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,4 +181,86 @@ async def test_recovery_sweeps_chunks_that_no_committed_recipe_names(tmp_path: P
         await box.drop_dead()
     async with open_box(left) as box:
         assert box.volume.reader.totals().plain_bytes == 0
+    assert_clean(left)
+
+
+async def leave_orphans(path: Path) -> Path:
+    """A state as a kill leaves it that came between a seal and the commit of its recipes: nothing names its chunks."""
+    async with open_box(path / "state") as box:
+        box.mkdir(b"s")
+        await box.write(b"s/kept", BODY)
+        await box.seal()
+        await box.commit()
+        for number in range(20):
+            await box.write(b"s/%d" % number, bytes([number]) * 3000 + BODY[number:])
+        await box.commit()
+        await box.seal()
+        left = box.copy_state(path / "left")
+        assert len(list(box.volume.reader.iter_ids())) > 20
+    return left
+
+
+async def remove_all(box: Box) -> None:
+    """What was sealed without being named is not sealed again to the same chunks."""
+    for number in range(20):
+        box.unlink(b"s/%d" % number)
+
+
+async def test_search_for_unnamed_chunks_goes_on_over_clean_unmounts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each mount is too short for it, until one is long enough. fsck says that it goes on, and finds no damage."""
+    left = await leave_orphans(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "SWEEP_SLICE", 1)
+        patch.setattr(recovery, "SWEEP_PAUSE_S", 1000)
+        patch.setattr(volume, "CLOSE_DROP_S", 0)
+        for turn in range(3):
+            async with open_box(left) as box:
+                assert box.volume.state.was_clean == (turn > 0)
+                assert box.volume.state.owes_sweep
+                if not turn:
+                    await remove_all(box)
+                    await box.commit()
+            report = check_state(left)
+            assert report.clean, report.problems
+            assert ["next mount" in note for note in report.notes] == [True]
+    async with open_box(left) as box:
+        assert box.volume.state.owes_sweep
+        await wait_until(lambda: not box.volume._sweep.is_owed)
+        await box.drop_dead()
+        assert set(box.volume.reader.iter_ids()) == set(box.volume.inodes.load_recipe(box.get(b"s/kept")).iter_chunks())
+    assert_clean(left)
+    async with open_box(left) as box:
+        assert not box.volume.state.owes_sweep
+        assert await box.read(b"s/kept") == BODY
+
+
+async def test_quick_unmount_after_a_crash_ends_the_search_if_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = await leave_orphans(tmp_path)
+    monkeypatch.setattr(recovery, "SWEEP_SLICE", 1)
+    monkeypatch.setattr(recovery, "SWEEP_PAUSE_S", 1000)
+    async with open_box(left) as box:
+        await remove_all(box)
+    assert_clean(left)
+
+
+async def test_state_whose_recovery_failed_is_not_marked_as_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = await leave_orphans(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise LocalStoreError("the disk does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(volume, "reconcile_hot_files", fail)
+        with pytest.raises(LocalStoreError, match="does not answer"):
+            async with open_box(left):
+                pass
+    async with open_box(left) as box:
+        assert not box.volume.state.was_clean
+        await remove_all(box)
     assert_clean(left)
