@@ -62,8 +62,8 @@ class WriteLock:
     def _who_has_it(self) -> str:
         pid = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
         return (
-            f"process {pid} still writes the chunks of {self._path.parent}, though its daemon is gone: it ends once "
-            f"the disk answers it. Wait for it, or end it (kill -9 {pid}), and mount again"
+            f"process {pid} still writes the chunks of {self._path.parent}, though its daemon is gone: end it "
+            f"(kill -9 {pid}), and mount again; if it does not end, its disk does not answer"
         )
 
     def check(self) -> None:
