@@ -5,45 +5,47 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from sessfs.errors import SessfsError
-from tests.crash.harness import Running, judge
+from tests.crash.harness import Kill, Running, busy_machine, judge
 from tests.support.mounted import Mounted
 from tests.support.posix import noise, read_file, tree, write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-ROUNDS = int(os.environ.get("SESSFS_TEST_CRASH_ROUNDS", "50"))
+ROUNDS = int(os.environ.get("SESSFS_TEST_CRASH_ROUNDS", "20"))
 LAZY_S = 1.5
 """What was closed this long before the kill must be there without any sync; the promise is one second."""
 
 
 def test_kill_at_random_moments_loses_nothing_promised(tmp_path: Path) -> None:
+    """Daemon and children, killed, stopped or left alone, on a busy machine, with a restart at once."""
     source = random.Random(os.urandom(8))
     promised = 0
-    with Mounted(options=["--seal-idle", "50ms"]) as mounted:
+    with busy_machine(), Mounted(options=["--seal-idle", "50ms"]) as mounted:
         for number in range(ROUNDS):
             running = Running(mounted.path / f"round{number}", tmp_path / f"log{number}", source.randrange(1 << 30))
+            kill = Kill(mounted, source)
             try:
                 mounted.seal()
                 running.start()
                 time.sleep(source.choice([source.uniform(0, 0.4), source.uniform(0, 0.4), source.uniform(1.6, 2.4)]))
-                crash_s = time.monotonic()
-                mounted.kill()
+                crash_s = kill.strike()
             finally:
                 running.stop()
-            mounted.mount()
-            assert mounted.n_mounts() == 1
-            promised += judge(mounted.path / f"round{number}", running, crash_s, LAZY_S)
+            kill.begin_anew()
+            promised += judge(mounted.path / f"round{number}", running, crash_s, LAZY_S, kill.what)
             before = tree(mounted.path / f"round{number}")
             mounted.umount()
             mounted.fsck()
             mounted.mount()
-            assert tree(mounted.path / f"round{number}") == before
+            assert tree(mounted.path / f"round{number}") == before, kill.what
+            shutil.rmtree(mounted.path / f"round{number}")
     assert promised > ROUNDS, "the workload hardly ran"
 
 

@@ -18,7 +18,7 @@ from tests.support.powercut import PowerCut
 if TYPE_CHECKING:
     from pathlib import Path
 
-ROUNDS = int(os.environ.get("SESSFS_TEST_POWER_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("SESSFS_TEST_POWER_ROUNDS", "20"))
 
 
 def test_disk_forgets_what_was_not_flushed_and_keeps_what_was() -> None:

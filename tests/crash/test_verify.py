@@ -9,11 +9,13 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import lmdb
+import plyvel
 import pytest
 
 from tests.crash.harness import Running
 from tests.crash.verify import Log, is_mixed, verify
-from tests.crash.workload import SLOT_BYTES, slot_content
+from tests.crash.workload import LMDB_MAP_BYTES, SLOT_BYTES, row_key, slot_content
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,9 +58,32 @@ def _alter_a_slot(directory: Path) -> None:
 
 
 def _lose_rows(directory: Path) -> None:
-    with closing(sqlite3.connect(directory / "rows.db")) as database:
+    with closing(sqlite3.connect(directory / "wal.db")) as database:
         database.execute("delete from t where n = 2")
         database.commit()
+
+
+def _alter_a_row(directory: Path) -> None:
+    with closing(sqlite3.connect(directory / "delete.db")) as database:
+        database.execute("update t set b = zeroblob(500) where n = 1")
+        database.commit()
+
+
+def _lose_a_key_of_lmdb(directory: Path) -> None:
+    with lmdb.open(str(directory / "lmdb"), map_size=LMDB_MAP_BYTES) as env, env.begin(write=True) as txn:
+        assert txn.delete(row_key(1))
+
+
+def _lose_a_key_of_leveldb(directory: Path) -> None:
+    with closing(plyvel.DB(str(directory / "leveldb"))) as database:
+        database.delete(row_key(1))
+
+
+def _zero_the_end_of_leveldb(directory: Path) -> None:
+    """What was acknowledged lies behind zeros, or is gone."""
+    log = max((directory / "leveldb").glob("*.log"))
+    with open(log, "r+b") as file:
+        file.write(bytes(log.stat().st_size))
 
 
 def _break_the_chain(directory: Path) -> None:
@@ -98,6 +123,10 @@ def test_slot_may_be_old_up_to_a_point_and_new_from_there_but_no_other_mixture()
         _alter_the_log,
         _alter_a_slot,
         _lose_rows,
+        _alter_a_row,
+        _lose_a_key_of_lmdb,
+        _lose_a_key_of_leveldb,
+        _zero_the_end_of_leveldb,
         _break_the_chain,
         _set_the_chain_back,
         _bring_a_file_back,

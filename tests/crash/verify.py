@@ -11,15 +11,29 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.crash.workload import N_SLOTS, SLOT_BYTES, appended_content, slot_content
+import lmdb
+import plyvel
+
+from tests.crash.workload import (
+    LMDB_MAP_BYTES,
+    N_SLOTS,
+    SLOT_BYTES,
+    SQLITE,
+    appended_content,
+    row_content,
+    slot_content,
+)
 from tests.support.posix import read_file
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 LAZY = ("put_lazy", "replace_lazy", "chain")
 ABSENT = "absent"
@@ -69,7 +83,8 @@ def verify(directory: Path, log: Log) -> list[str]:
     wrong += _files(directory, log)
     wrong += _appended(directory, log)
     wrong += _slots(directory, log)
-    wrong += _rows(directory, log)
+    for database in DATABASES:
+        wrong += _rows(directory, log, database)
     wrong += _chain(directory, log)
     return wrong
 
@@ -102,7 +117,8 @@ def _files(directory: Path, log: Log) -> list[str]:
         if state not in allowed and not (last < 0 and name in is_torn):
             size = path.stat().st_size if path.exists() else None
             wrong.append(f"{name} has a content (size {size}) that no operation from the last promised one on left")
-    known = {*states, "temporary", "slots", "log", "chain", "rows.db", "rows.db-wal", "rows.db-shm"}
+    known = {*states, "temporary", "slots", "log", "chain", "lmdb", "leveldb"}
+    known |= {f"{name}.db{end}" for name in SQLITE for end in ("", "-wal", "-shm", "-journal")}
     wrong.extend(f"{name} was never made" for name in os.listdir(directory) if name not in known)
     return wrong
 
@@ -146,21 +162,56 @@ def is_mixed(found: bytes, old: bytes, new: bytes) -> bool:
     return found[agreeing:] == new[agreeing:]
 
 
-def _rows(directory: Path, log: Log) -> list[str]:
-    records = log.of("row")
+def _rows(directory: Path, log: Log, database: str) -> list[str]:
+    records = [record for record in log.of("row") if record["database"] == database]
     promised = {record["row"] for record in records if log.is_promised(record)}
+    begun = {record["row"] for record in records}
     try:
-        with closing(sqlite3.connect(directory / "rows.db")) as database:
-            verdict = database.execute("pragma integrity_check").fetchone()[0]
-            found = {row[0] for row in database.execute("select n from t where length(b) = 500")}
-    except sqlite3.Error as error:
-        return [f"SQLite can't read rows.db: {error}"]
-    wrong = [] if verdict == "ok" else [f"SQLite says {verdict}"]
-    if promised - found:
-        wrong.append(f"rows are lost: {sorted(promised - found)[:5]}, {len(found)} are there")
-    if found - {record["row"] for record in records}:
-        wrong.append("there are rows that nobody inserted")
+        found, wrong = DATABASES[database](directory)
+    except (sqlite3.Error, lmdb.Error, plyvel.Error, OSError) as error:
+        return [f"{database} can't be read: {error}"]
+    if promised - found.keys():
+        lost = sorted(promised - found.keys())
+        wrong.append(f"{database} lost rows: {lost[:5]} of {len(lost)}, {len(found)} are there")
+    if found.keys() - begun:
+        wrong.append(f"{database} has rows that nobody inserted")
+    damaged = [row for row, content in found.items() if content != row_content(row)]
+    if damaged:
+        wrong.append(f"{database} has rows with other bytes than were put: {damaged[:5]}")
     return wrong
+
+
+_Found = tuple[dict[int, bytes], list[str]]
+
+
+def _read_sqlite(path: Path) -> _Found:
+    with closing(sqlite3.connect(path)) as database:
+        verdict = database.execute("pragma integrity_check").fetchone()[0]
+        rows = dict(database.execute("select n, b from t"))
+    return rows, [] if verdict == "ok" else [f"SQLite says of {path.name}: {verdict}"]
+
+
+def _read_lmdb(directory: Path) -> _Found:
+    """From a copy: opening one writes to it."""
+    with tempfile.TemporaryDirectory() as place:
+        copied = shutil.copytree(directory / "lmdb", Path(place, "lmdb"))
+        with lmdb.open(str(copied), map_size=LMDB_MAP_BYTES) as env, env.begin() as txn:
+            return {int(bytes(key)): bytes(value) for key, value in txn.cursor()}, []
+
+
+def _read_leveldb(directory: Path) -> _Found:
+    """From a copy: opening one replays its log."""
+    with tempfile.TemporaryDirectory() as place:
+        copied = shutil.copytree(directory / "leveldb", Path(place, "leveldb"))
+        with closing(plyvel.DB(str(copied), paranoid_checks=False)) as database:
+            return {int(key): value for key, value in database.iterator(verify_checksums=True)}, []
+
+
+DATABASES: dict[str, Callable[[Path], _Found]] = {
+    **{name: lambda directory, name=name: _read_sqlite(directory / f"{name}.db") for name in SQLITE},
+    "lmdb": _read_lmdb,
+    "leveldb": _read_leveldb,
+}
 
 
 def _chain(directory: Path, log: Log) -> list[str]:

@@ -18,12 +18,19 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lmdb
+import plyvel
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 SLOT_BYTES = 4096
 N_SLOTS = 200
 LOG_SEED = 99
+SQLITE = {"wal": ("wal", "full"), "delete": ("delete", "extra")}
+"""Of each SQLite database, journal mode and `synchronous`: with these, a commit that returned is durable."""
+ROW_BYTES = 500
+LMDB_MAP_BYTES = 16 << 20
 EMPTY = hashlib.sha256(b"").hexdigest()
 
 
@@ -31,6 +38,16 @@ def slot_content(slot: int, version: int) -> bytes:
     """Return the content of slot *slot* of `slots` in its *version*-th version; tells both by itself."""
     head = b"slot %08d version %08d " % (slot, version)
     return head + random.Random(slot * 1_000_003 + version).randbytes(SLOT_BYTES - len(head))
+
+
+def row_content(row: int) -> bytes:
+    """Return the content of row *row* of each database."""
+    return random.Random(row).randbytes(ROW_BYTES)
+
+
+def row_key(row: int) -> bytes:
+    """Return its key in LMDB and LevelDB."""
+    return b"%08d" % row
 
 
 def appended_content(length: int) -> bytes:
@@ -63,11 +80,7 @@ class Workload:
         os.close(fd)
         self._slots = os.open(path, os.O_RDWR)
         self._appender = os.open(self._directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self._database = sqlite3.connect(self._directory / "rows.db", isolation_level=None)
-        self._database.execute("pragma journal_mode=wal")
-        self._database.execute("pragma synchronous=full")
-        self._database.execute("create table t(n integer primary key, b)")
-        self._rows = 0
+        self._set_up_databases()
         for number in range(8):
             # They exist from the start: only a rename over an existing name orders the new content before itself.
             self._write(f"replace{number}", b"", sync=True)
@@ -80,6 +93,18 @@ class Workload:
             fd = os.open(path, os.O_RDONLY)
             os.fsync(fd)
             os.close(fd)
+
+    def _set_up_databases(self) -> None:
+        self._databases = {}
+        for name, (journal, synchronous) in SQLITE.items():
+            database = sqlite3.connect(self._directory / f"{name}.db", isolation_level=None)
+            database.execute(f"pragma journal_mode={journal}")
+            database.execute(f"pragma synchronous={synchronous}")
+            database.execute("create table t(n integer primary key, b)")
+            self._databases[name] = database
+        self._lmdb = lmdb.open(str(self._directory / "lmdb"), map_size=LMDB_MAP_BYTES)
+        self._leveldb = plyvel.DB(str(self._directory / "leveldb"), create_if_missing=True, write_buffer_size=100_000)
+        self._rows = dict.fromkeys([*SQLITE, "lmdb", "leveldb"], 0)
 
     def _say(self, **record: Any) -> None:
         os.write(self._log, json.dumps(record).encode() + b"\n")
@@ -176,15 +201,31 @@ class Workload:
             self._do("move", call, path=old, to=new)
             self._puts.append(new)
 
+    def _row(self, database: str, put: Callable[[int, bytes], None]) -> None:
+        row = self._rows[database]
+        self._do("row", lambda: put(row, row_content(row)), database=database, row=row)
+        self._rows[database] += 1
+
     def commit(self) -> None:
-        """One row into SQLite."""
+        """One row into one of the SQLite databases."""
+        name = self._random.choice([*SQLITE])
+        self._row(name, lambda row, content: self._insert(name, row, content))
 
-        def call() -> None:
-            content = random.Random(self._rows).randbytes(500)
-            self._database.execute("insert into t values(?, ?)", (self._rows, content))
+    def _insert(self, name: str, row: int, content: bytes) -> None:
+        self._databases[name].execute("insert into t values(?, ?)", (row, content))
 
-        self._do("row", call, row=self._rows)
-        self._rows += 1
+    def transact(self) -> None:
+        """One key into LMDB, in a transaction of its own."""
+
+        def put(row: int, content: bytes) -> None:
+            with self._lmdb.begin(write=True) as txn:
+                txn.put(row_key(row), content)
+
+        self._row("lmdb", put)
+
+    def log_key(self) -> None:
+        """One key into LevelDB, synced. Its log is small, so that tables are written and merged meanwhile."""
+        self._row("leveldb", lambda row, content: self._leveldb.put(row_key(row), content, sync=True))
 
     def link_of_chain(self) -> None:
         """Unsynced operations whose order shows afterwards: a directory, then the token moves to its number."""
@@ -212,6 +253,9 @@ class Workload:
             self.unlink,
             self.move,
             self.commit,
+            self.commit,
+            self.transact,
+            self.log_key,
             self.link_of_chain,
         ]
         while True:

@@ -215,6 +215,16 @@ class Mounted:
         self.sessfs("mount", str(self.path), "--state", str(self.state), *self.options)
         self.adopt()
 
+    def start_mounting(self) -> subprocess.Popen[bytes]:
+        """Begin to mount: the command, which is running. Whatever comes of it, `mount` is the next to be called."""
+        return subprocess.Popen(
+            [*_COMMAND, "mount", str(self.path), "--state", str(self.state), *self.options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=self._environment(),
+        )
+
     def adopt(self) -> None:
         """Take over a mount that `sessfs mount` has just made here."""
         end = time.monotonic() + _START_S
