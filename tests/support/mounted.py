@@ -65,9 +65,11 @@ class Process:
     start_ticks: int
 
     def is_alive(self) -> bool:
-        """Tell whether it runs; a zombie does not."""
+        """Tell whether it runs; a zombie does not, unless it has threads left, which still have its files open."""
         now = _proc_stat(self.pid)
-        return now is not None and now.start_ticks == self.start_ticks and now.state not in "ZX"
+        if now is None or now.start_ticks != self.start_ticks:
+            return False
+        return now.state not in "ZX" or _n_threads(self.pid) > 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,13 @@ class _ProcStat:
     state: str
     parent: int
     start_ticks: int
+
+
+def _n_threads(pid: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{pid}/task"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _proc_stat(pid: int) -> _ProcStat | None:
