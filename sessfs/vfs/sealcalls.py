@@ -5,6 +5,7 @@ all others go on.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from sessfs.types import ChunkId
@@ -32,8 +33,8 @@ class SealCalls:
         self._references = references
         self.set_aside: dict[str, None] = {}
         """What of `chunks/` was found damaged, and left as it is, a sentence each, in order."""
-        self._n_broken = 0
-        """At how many requests in a row the seal process broke."""
+        self._broken: Counter[type[Task]] = Counter()
+        """At how many requests of a kind in a row the seal process broke, whatever those of other kinds did."""
         self._undroppable: set[ChunkId] = set()
         """Chunks at which the seal process broke: they stay."""
 
@@ -44,9 +45,9 @@ class SealCalls:
         replies: list[Reply] = []
         try:
             replies.append(await self._client.call(request, replies.append))
-            self._n_broken = 0
+            self._broken[type(request)] = 0
         except SealBroke:
-            self._n_broken += 1
+            self._broken[type(request)] += 1
             raise
         finally:
             self._reader.refresh()
@@ -61,14 +62,14 @@ class SealCalls:
         try:
             return (await self.request(SealRequest(files))).files
         except SealBroke:
-            if self._n_broken < 2:
+            if self._broken[SealRequest] < 2:
                 raise
         sealed: list[SealedFile] = []
         for file in files:
             try:
                 sealed.extend((await self.request(SealRequest([file]))).files)
             except SealBroke as exc:
-                if self._n_broken > BREAKS_MAX:
+                if self._broken[SealRequest] > BREAKS_MAX:
                     raise
                 sealed.append(SealedFile(file.ino, file.version, None, str(exc)))
         return sealed
@@ -85,8 +86,8 @@ class SealCalls:
                 if some:
                     await self.request(DropRequest([bytes(cid) for cid in some]))
             except SealBroke as exc:
-                is_searching |= self._n_broken > 1
-                if not is_searching or self._n_broken > BREAKS_MAX:
+                is_searching |= self._broken[DropRequest] > 1
+                if not is_searching or self._broken[DropRequest] > BREAKS_MAX:
                     raise
                 if len(some) > 1:
                     waiting += [some[len(some) // 2 :], some[: len(some) // 2]]
