@@ -385,11 +385,10 @@ class Inodes(Users):
             ino, kind = DENTRY.unpack(value)
             yield key[INO.size :], Dentry(Ino(ino), kind)
 
-    def _read_entries(self, parent: Ino) -> Iterator[tuple[bytes, Ino, int]]:
-        """For `Listings`: (name, inode, type) of everything in *parent*."""
-        for key, value in self._db.collect(DENTRIES, INO.pack(parent)).items():
-            ino, kind = DENTRY.unpack(value)
-            yield key[INO.size :], ino, kind
+    def _read_entries(self, parent: Ino) -> tuple[list[bytes], list[tuple[int, int]]]:
+        """For `Listings`: the names in *parent*, and (inode, type) of each."""
+        found = self._db.collect(DENTRIES, INO.pack(parent))
+        return [key[INO.size :] for key in found], [*DENTRY.iter_unpack(b"".join(found.values()))]
 
     def iter_names_with(self, parent: Ino, start: bytes) -> Iterator[bytes]:
         """The names in *parent* that begin with *start*, in order of their bytes."""

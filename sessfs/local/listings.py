@@ -10,13 +10,12 @@ kept, which is while anybody has the directory open.
 
 from __future__ import annotations
 
-import operator
 from array import array
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from sessfs.types import Ino
 
@@ -39,17 +38,23 @@ class Listing:
 
     __slots__ = ("_moved", "inos", "kinds", "names", "positions")
 
-    def __init__(self, entries: Iterable[tuple[bytes, Ino, int]]) -> None:
-        """*entries* are (name, inode, file type as the S_IFMT bits of a mode), in any order, each name once."""
-        rows = sorted([(home_of(name), name, ino, kind >> 12) for name, ino, kind in entries])
-        self.positions = array("Q", [row[0] for row in rows])
-        self.names = [row[1] for row in rows]
-        self.inos = array("Q", [row[2] for row in rows])
-        self.kinds = bytearray([row[3] for row in rows])
+    def __init__(self, names: Sequence[bytes], values: Sequence[tuple[int, int]]) -> None:
+        """*names* in any order, each once, and for each (inode, file type as the S_IFMT bits of a mode)."""
+        from_bytes = int.from_bytes
+        # As `home_of` has it: a call for each name would take as long as all the rest.
+        homes = [(from_bytes(name, "big") % _PRIME + 1) << _SPARE_BITS for name in names]
+        order = sorted(range(len(names)), key=homes.__getitem__)
+        have_twins = len(set(homes)) < len(homes)
+        if have_twins:
+            order.sort(key=lambda at: (homes[at], names[at]))
+        self.positions = array("Q", [homes[at] for at in order])
+        self.names = [names[at] for at in order]
+        self.inos = array("Q", [values[at][0] for at in order])
+        self.kinds = bytearray([values[at][1] >> 12 for at in order])
         """File types as d_type has them."""
         self._moved: dict[bytes, int] = {}
         """Positions of the names that are not at home."""
-        if any(map(operator.ge, self.positions, self.positions[1:])):
+        if have_twins:
             self._spread()
 
     def _spread(self) -> None:
@@ -102,8 +107,8 @@ class Unchanged:
 class Listings:
     """The listings that somebody reads, one for each directory however many read it, kept up to date."""
 
-    def __init__(self, read: Callable[[Ino], Iterable[tuple[bytes, Ino, int]]]) -> None:
-        """*read* gives a directory's entries, as `Listing` takes them."""
+    def __init__(self, read: Callable[[Ino], tuple[Sequence[bytes], Sequence[tuple[int, int]]]]) -> None:
+        """*read* gives a directory's names and what they stand for, as `Listing` takes them."""
         self._read = read
         self._kept: dict[Ino, Listing] = {}
         self.unchanged: dict[Ino, Unchanged] = {}
@@ -113,7 +118,7 @@ class Listings:
         """The directory's listing, from now on up to date until `drop`."""
         listing = self._kept.get(directory)
         if listing is None:
-            listing = self._kept[directory] = Listing(self._read(directory))
+            listing = self._kept[directory] = Listing(*self._read(directory))
         return listing
 
     def drop(self, directory: Ino) -> None:

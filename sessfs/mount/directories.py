@@ -205,11 +205,11 @@ class Directories:
         return len(names)
 
     def _take_plus(self, ino: Ino, listing: Listing, index: int, size: int, tag: int, parts: list[bytes]) -> int:
-        """The same with fuse_direntplus. An entry whose inode is damaged is there without attributes: the others are
-        listed, and who asks for that one hears of it.
+        """The same with fuse_direntplus. Entries have no attributes where the kernel knows the inode, and so has them,
+        and where the inode is damaged: the others are listed, and who asks for that one hears of it.
         """
         inos, positions, kinds, names = listing.inos, listing.positions, listing.kinds, listing.names
-        is_root = ino == ROOT_INO
+        is_root, is_known = ino == ROOT_INO, self._inodes.is_known
         for at in range(index, len(names)):
             name = names[at]
             if is_root and is_reserved(name):
@@ -219,6 +219,9 @@ class Directories:
             size -= ENTRY_BYTES + len(part)
             if size < 0:
                 return at
+            if not is_root and is_known(Ino(inos[at])):
+                parts.append(NO_ATTRIBUTES + part)
+                continue
             try:
                 inode = self._inodes.get(Ino(inos[at]))
             except StoreCorrupt:
