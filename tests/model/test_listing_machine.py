@@ -17,7 +17,6 @@ from sessfs.mount.directories import Directories
 from sessfs.mount.fusewire import pack_entry
 from tests.support.kernelcopy import KernelCopy, KernelHandle
 from tests.support.listings import Entry, Machine, getdents
-from tests.support.mounted import Mounted
 from tests.support.volumes import open_box
 
 if TYPE_CHECKING:
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from sessfs.local.inodes import Inode
     from sessfs.types import Ino
+    from tests.support.mounted import Mounted
     from tests.support.volumes import Box
 
 STEPS = int(os.environ.get("SESSFS_TEST_LISTING_STEPS", "24000"))
