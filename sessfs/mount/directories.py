@@ -89,9 +89,10 @@ class Directories:
         copy = self._copies.setdefault(ino, _Copy())
         unchanged = self._listings.unchanged.get(ino)
         keep = unchanged is not None and unchanged.is_settled
-        # Sessions come and go without the kernel's doing, so it must not keep what the root lists. And who seeks before
-        # he reads must not go on in a half made copy that is older than he is.
+        # Who seeks before he reads must not go on in a copy that is older than he is. So the kernel clears it; one that
+        # is half made would never be whole then, and he does without.
         is_stale = copy.is_partial and copy.n_cached > 0 and not keep
+        # Sessions come and go without the kernel's doing, so it must not keep what the root lists.
         cached = ino != ROOT_INO and copy.generation < LAST_GENERATION and not is_stale
         if cached and not keep and unchanged is None:
             unchanged = self._listings.unchanged[ino] = Unchanged(is_settled=False)

@@ -107,6 +107,70 @@ async def test_names_with_one_position_are_each_listed_once(tmp_path: Path, monk
         machine.end()
 
 
+def _read_all(handle: KernelHandle) -> set[bytes]:
+    found: set[bytes] = set()
+    while part := handle.read(4096):
+        found |= {entry.name for entry in part}
+    return found
+
+
+def _name_between(low: Entry, high: Entry) -> bytes:
+    """A name that is listed after the one, and before the other."""
+    return next(
+        name
+        for name in (b"new %d" % number for number in range(10**6))
+        if low.offset < listings.home_of(name) < high.offset
+    )
+
+
+async def test_who_seeks_before_he_reads_goes_on_in_nothing_older_than_he_is(tmp_path: Path) -> None:
+    """One has read a part, in which a name comes; another one is opened there; then the first is done."""
+    async with open_box(tmp_path / "state") as box:
+        directory = BoxDirectory(box, Random(1))
+        for number in range(600):
+            directory.make(b"%d" % (number * 7919))
+        first = directory.open()
+        begun = first.read(8192)
+        assert 40 < len(begun) < 400
+        late = _name_between(begun[2], begun[-1])
+        directory.make(late)
+        second = directory.open()
+        second.seek(begun[2].offset)
+        _read_all(first)
+        assert late in _read_all(second)
+        # And the copy that the first one began was finished, so that it could be replaced by one that is kept.
+        for _ in range(2):
+            asked = directory.kernel.requests
+            assert late in _read_all(directory.open())
+        assert directory.kernel.requests == asked
+
+
+async def test_a_copy_that_was_begun_twice_is_not_taken_for_whole(tmp_path: Path) -> None:
+    """One reads the first part, another one the last: the start of the copy is older than who begins then."""
+    async with open_box(tmp_path / "state") as box:
+        directory = BoxDirectory(box, Random(1))
+        for number in range(600):
+            directory.make(b"%d" % (number * 7919))
+        first, second, third = directory.open(), directory.open(), directory.open()
+        while part := third.read(4096):
+            position = part[-1].offset
+        directory.make(b"one more")
+        begun = first.read(8192)
+        assert 40 < len(begun) < 400
+        second.seek(position)
+        _read_all(second)
+        late = _name_between(begun[10], begun[-1])
+        directory.make(late)
+        directory.unlink(begun[20].name)
+        third.seek(0)
+        place = third.read(200)[-1].offset
+        for _ in range(2):
+            names = _read_all(third)
+            assert late in names
+            assert begun[20].name not in names
+            third.seek(place)
+
+
 class MountedDirectory:
     """A directory of a mount."""
 
