@@ -45,7 +45,9 @@ lint:
 # Hours: the state machines and the crash tests, with many more examples.
 soak:
 	@scripts/bootstrap.sh test
-	$(AS_ROOT) env SESSFS_TEST_CRASH_ROUNDS=500 SESSFS_TEST_POWER_ROUNDS=500 $(PYTHON) -m pytest --hypothesis-profile=soak tests/model tests/crash tests/fault
+	$(AS_ROOT) env SESSFS_TEST_CRASH_ROUNDS=500 SESSFS_TEST_POWER_ROUNDS=500 SESSFS_TEST_FULL_ROUNDS=500 \
+	    SESSFS_TEST_LISTING_STEPS=1000000 SESSFS_TEST_FINDS=150 $(PYTHON) -m pytest --hypothesis-profile=soak \
+	    tests/model tests/crash tests/fault tests/mount/test_listing.py
 	$(AS_ROOT) env SESSFS_TEST_SNAPSHOTS=100 SESSFS_TEST_UPLOAD_MB=1000 SESSFS_TEST_NAMES=100000 \
 	    SESSFS_TEST_SCALE_FILES=100000 SESSFS_TEST_IMPORT_SESSIONS=50 $(PYTHON) -m pytest tests/mount/test_remote_snapshots.py \
 	    tests/mount/test_remote_room.py tests/mount/test_remote_cost.py tests/mount/test_scale.py tests/mount/test_import.py \

@@ -224,6 +224,28 @@ class Database:
         kept = ((k, v) for k, v in stored if k not in changes)
         yield from heapq.merge(kept, fresh, key=lambda item: item[0])
 
+    def collect(self, table: TableName, prefix: bytes) -> dict[bytes, bytes]:
+        """What `scan` gives for *prefix*, all of it at once, in no order, and several times as fast."""
+        found: dict[bytes, bytes] = {}
+        size = 0
+        with self._reader().cursor(db=self._handles[table]) as cursor:
+            rows: Any = cursor.iternext() if cursor.set_range(prefix) else ()
+            for key, value in rows:
+                if not key.startswith(prefix):
+                    break
+                found[key] = value
+                size += len(value)
+        self._note_mapped(size)
+        newest = self._layers[table]
+        for layer in (newest,) if self._in_flight is None else (self._in_flight.layers()[table], newest):
+            for key in layer.keys_with(prefix):
+                changed = layer.values[key]
+                if changed is None:
+                    found.pop(key, None)
+                else:
+                    found[key] = changed
+        return found
+
     def _scan_stored(self, table: TableName, prefix: bytes, after: bytes | None) -> Iterator[tuple[bytes, bytes]]:
         with self._reader().cursor(db=self._handles[table]) as cursor:
             start = prefix if after is None else max(prefix, after)

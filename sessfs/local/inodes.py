@@ -17,6 +17,7 @@ from sessfs.errors import StoreCorrupt
 from sessfs.format.recipe import Recipe
 from sessfs.local.changes import DIRTY, Changes
 from sessfs.local.db import Database, TableName
+from sessfs.local.listings import Listings
 from sessfs.local.places import PLACE_TABLES
 from sessfs.local.policy import POLICY
 from sessfs.local.snapshots import SNAPSHOT_TABLES
@@ -217,6 +218,7 @@ class Inodes(Users):
         self._sessions: dict[Ino, SessionCounters] = {}
         self._dirty_sessions: set[Ino] = set()
         self._next = self._limit = 0
+        self.listings = Listings(self._read_entries)
         self.is_hard_dirty = False
         """True when an inode changed since the last `encode_dirty` in a way that only a commit makes durable."""
         self.changes: Changes | None = None
@@ -355,6 +357,7 @@ class Inodes(Users):
         """Make *name* in *parent* stand for *inode*; link counts and times are the caller's."""
         kind = stat.S_IFMT(inode.mode)
         self._db.put(DENTRIES, INO.pack(parent) + name, DENTRY.pack(inode.ino, kind))
+        self.listings.note_name(parent, name, inode.ino, kind)
         if parent == ROOT_INO and kind == stat.S_IFDIR:
             self._db.put(SESSION_NAMES, INO.pack(inode.ino), name)
         if self.changes is not None and inode.path_class <= self.travelling:
@@ -365,6 +368,7 @@ class Inodes(Users):
     def delete_dentry(self, parent: Ino, name: bytes, inode: Inode) -> None:
         """Remove *name*, which stands for *inode*, from *parent*."""
         self._db.delete(DENTRIES, INO.pack(parent) + name)
+        self.listings.note_gone(parent, name)
         if parent == ROOT_INO and self.find_session_name(inode.ino) == name:
             self._db.delete(SESSION_NAMES, INO.pack(inode.ino))
         if self.changes is not None and inode.path_class <= self.travelling:
@@ -380,6 +384,11 @@ class Inodes(Users):
         for key, value in self._db.scan(DENTRIES, prefix, None if after is None else prefix + after):
             ino, kind = DENTRY.unpack(value)
             yield key[INO.size :], Dentry(Ino(ino), kind)
+
+    def _read_entries(self, parent: Ino) -> tuple[list[bytes], list[tuple[int, int]]]:
+        """For `Listings`: the names in *parent*, and (inode, type) of each."""
+        found = self._db.collect(DENTRIES, INO.pack(parent))
+        return [key[INO.size :] for key in found], [*DENTRY.iter_unpack(b"".join(found.values()))]
 
     def iter_names_with(self, parent: Ino, start: bytes) -> Iterator[bytes]:
         """The names in *parent* that begin with *start*, in order of their bytes."""

@@ -17,14 +17,15 @@ from sessfs.chrome import wants_direct_io
 from sessfs.local.reserved import is_reserved, is_view
 from sessfs.mount.adapter import CACHE_TIMEOUT_S, Adapter
 from sessfs.mount.boundary import changing, handler, in_task
+from sessfs.mount.directories import Directories
 from sessfs.mount.flushers import Flush
-from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_dirent, pack_no_entry, pack_open_directory
+from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_no_entry
 from sessfs.types import ROOT_INO, Ino
 from sessfs.vfs.fileio import SUID_SGID
 from sessfs.vfs.namespace import NAME_MAX_BYTES, Owner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
 
@@ -35,17 +36,6 @@ if TYPE_CHECKING:
     from sessfs.vfs.volume import Volume
 
 KERNEL_TIMES_NS = 60 * 10**9
-
-
-class _DirHandle:
-    """One open directory: the names as they were when it was opened or rewound."""
-
-    __slots__ = ("ino", "names", "pages")
-
-    def __init__(self, ino: Ino) -> None:
-        self.ino = ino
-        self.names: list[bytes] = []
-        self.pages: AsyncIterator[list[bytes]] | None = None
 
 
 def _only_kernel_times(wanted: Wanted, now_ns: int) -> bool:
@@ -67,8 +57,7 @@ class SessionOperations(Adapter):
         self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None, last_use: LastUse
     ) -> None:
         super().__init__(volume, clock_ns, sessions, last_use)
-        self._dirs: dict[int, _DirHandle] = {}
-        self._next_dir = 1
+        self._dirs = Directories(self._inodes, self._found, lambda ino: self._names.get(ino).parent)
 
     # -- names
 
@@ -86,6 +75,8 @@ class SessionOperations(Adapter):
         """What can't be freed now is freed as an orphan at the next start."""
         for ino, count in inode_list:
             self._names.forget(Ino(ino), count)
+            if not self._inodes.is_known(Ino(ino)):
+                self._dirs.forget(Ino(ino))
 
     @changing
     async def mknod(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext) -> bytes:
@@ -296,60 +287,24 @@ class SessionOperations(Adapter):
     async def opendir(self, inode: InodeT) -> bytes:
         """Open a directory."""
         await self._reach(Ino(inode))
-        number = self._next_dir
-        self._next_dir += 1
-        self._dirs[number] = _DirHandle(Ino(inode))
-        # Sessions come and go without the kernel's doing, so what it knows of the root may be out of date.
-        return pack_open_directory(number, cached=inode != ROOT_INO)
+        return self._dirs.open(Ino(inode))
 
     @handler
     async def readdir(self, fh: FileHandleT, start_id: int, size: int, *, plus: bool) -> bytes:
-        """Entries from *start_id*, up to *size* bytes, if *plus* each with its attributes and as one more reference to
-        it. *start_id* is the position in the names as they were at the last rewind, `.` and `..` first.
+        """Entries after the position *start_id*, up to *size* bytes, if *plus* each with its attributes and as one more
+        reference to it.
         """
-        directory = self._dirs[fh]
-        if start_id == 0:
-            if directory.ino == ROOT_INO and self._sessions is not None:
-                await in_task()
-                await self._sessions.load_root()
-            directory.names = [b".", b"..", *self._names.list_names(directory.ino)]
-            if directory.ino == ROOT_INO and self._sessions is not None:
-                directory.pages = self._sessions.iter_pages()
-        parts: list[bytes] = []
-        position = start_id
-        while position < len(directory.names) or await self._turn_page(directory):
-            name = directory.names[position]
-            inode = self._names.lookup(directory.ino, name)
-            position += 1
-            if inode is None or (directory.ino == ROOT_INO and is_reserved(name)):
-                continue
-            part = pack_dirent(name, inode.ino, inode.mode, position)
-            if plus:
-                part = self._found(inode) + part
-            size -= len(part)
-            if size < 0:
-                break
-            parts.append(part)
-            if plus and position > 2:
-                self._inodes.remember(inode.ino)
-        return b"".join(parts)
-
-    async def _turn_page(self, directory: _DirHandle) -> bool:
-        """Take in the next names that only the remote has; False when there are no more."""
-        while directory.pages is not None:
+        if self._sessions is not None and not self._sessions.is_listed and self._dirs.ino_of(fh) == ROOT_INO:
+            # A name has its position, whenever it comes: who reads on must not have passed it.
             await in_task()
-            page = await anext(directory.pages, None)
-            if page is None:
-                directory.pages = None
-            elif page:
-                directory.names.extend(page)
-                return True
-        return False
+            await self._sessions.load_root()
+            await self._sessions.list_all()
+        return self._dirs.read(fh, start_id, size, plus=plus)
 
     @handler
     async def releasedir(self, fh: FileHandleT) -> None:
         """Close a directory."""
-        self._dirs.pop(fh, None)
+        self._dirs.close(fh)
 
     @handler
     async def fsyncdir(self, fh: FileHandleT) -> None:

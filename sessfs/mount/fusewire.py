@@ -20,7 +20,11 @@ OUT_HEADER: Final = struct.Struct("<IiQ")
 _ENTRY: Final = struct.Struct("<QQQQII QQQqqqIIIIIIIIII")
 _ATTR: Final = struct.Struct("<QII QQQqqqIIIIIIIIII")
 _OPEN: Final = struct.Struct("<QII")
-_DIRENT: Final = struct.Struct("<QQII")
+ENTRY_BYTES: Final = _ENTRY.size
+DIRENTS: Final = [struct.Struct(f"<QQII{length}s{-length % 8}x") for length in range(256)]
+"""fuse_dirent by the length of the name: inode, position where a reading that ends with it goes on, length of the name,
+d_type, name.
+"""
 STATFS_OUT: Final = struct.Struct("<QQQQQIII28x")
 """blocks, bfree, bavail, files, ffree, bsize, namelen, frsize."""
 SIZE_OUT: Final = struct.Struct("<II")
@@ -175,11 +179,8 @@ def pack_no_entry(entry_timeout_s: int) -> bytes:
     return _ENTRY.pack(0, 0, entry_timeout_s, *([0] * 19))
 
 
-def pack_open_directory(fh: int, *, cached: bool) -> bytes:
-    """fuse_open_out of a directory; if *cached*, the kernel may keep what it lists until the directory changes."""
-    return _OPEN.pack(fh, FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR if cached else 0, 0)
-
-
-def pack_dirent(name: bytes, ino: int, mode: int, position: int) -> bytes:
-    """fuse_dirent: *position* is where a reading that ends with it goes on."""
-    return _DIRENT.pack(ino, position, len(name), mode >> 12 & 15) + name + bytes(-len(name) % 8)
+def pack_open_directory(fh: int, *, cached: bool, keep: bool) -> bytes:
+    """fuse_open_out of a directory; if *cached*, the kernel keeps what is read by this handle, and lets it read what it
+    has kept; unless *keep* it drops what it has kept so far.
+    """
+    return _OPEN.pack(fh, (FOPEN_CACHE_DIR if cached else 0) | (FOPEN_KEEP_CACHE if keep else 0), 0)

@@ -82,8 +82,7 @@ class EraseVerbs:
 
     async def _list_all(self) -> None:
         if self._remote is not None:
-            async for _ in self._remote.sessions.iter_pages():
-                pass
+            await self._remote.sessions.list_all()
 
     async def _remove(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         """*session*: its name; *purge*: leave nothing of it, instead of putting it into the trash."""

@@ -150,6 +150,11 @@ class SessionDirectory:
         """Sessions that must be held against the remote before they are used."""
         return self._places.unverified
 
+    @property
+    def is_listed(self) -> bool:
+        """True when every name that the remote has is known here: neither `load_root` nor `list_all` has work to do."""
+        return self._complete and self._root_loaded and ROOT_INO not in self.unverified
+
     def distrust(self) -> None:
         """Another node may have held the prefix since this state was written: compare each session at its next look-up,
         at this start or a later one.
@@ -310,24 +315,18 @@ class SessionDirectory:
             elif published is not None:
                 await self._verify_removed(session, published.name)
 
-    async def iter_pages(self) -> AsyncIterator[list[bytes]]:
-        """Names of sessions that were not known here, page by page, each made a stub. Raises RemoteError."""
-        if self._complete:
-            return
-        async for page in self._catalogue.iter_pages():
-            hidden = {DOT_SESSION, *self._removed()}
-            fresh = [name for name in page if name not in hidden and self._inodes.find_dentry(ROOT_INO, name) is None]
-            for name in fresh:
-                self._add_stub(name)
-            yield fresh
-        self._complete = True
-
     async def list_all(self) -> None:
         """Have every session of the remote known here, as a stub at least; once it was done, at no cost. Raises
         RemoteError.
         """
-        async for _ in self.iter_pages():
-            pass
+        if self._complete:
+            return
+        async for page in self._catalogue.iter_pages():
+            hidden = {DOT_SESSION, *self._removed()}
+            for name in page:
+                if name not in hidden and self._inodes.find_dentry(ROOT_INO, name) is None:
+                    self._add_stub(name)
+        self._complete = True
 
     async def learn_ages(self, limit: int) -> None:
         """Of up to *limit* stubs of which no change is known: count the moment of their latest snapshot as that of

@@ -379,8 +379,7 @@ class Machine(Box):
     async def load_all(self) -> None:
         """List the root, and load whatever is there."""
         await self.sessions.load_root()
-        async for _ in self.sessions.iter_pages():
-            pass
+        await self.sessions.list_all()
         for name in self.volume.namespace.list_names(ROOT_INO):
             await self.load(name)
 

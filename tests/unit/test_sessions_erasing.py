@@ -125,8 +125,7 @@ class Remote:
         )
 
         async def list_all() -> None:
-            async for _ in machine.sessions.iter_pages():
-                pass
+            await machine.sessions.list_all()
 
         self.purger = Purger(volume, self.lives, self.history, eraser, list_all=list_all, crash_point=crash_point)
 

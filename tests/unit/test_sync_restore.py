@@ -93,8 +93,7 @@ async def test_restore_looks_take_one_request_each_and_listing_pages(tmp_path: P
         assert [path for path, _ in machine.walk()] == [b"s07"]
         await machine.load(b"missing")
         assert machine.find(b"missing") is None
-        async for _ in machine.sessions.iter_pages():
-            pass
+        await machine.sessions.list_all()
         assert len(machine.walk()) == 30
         before = len(store.calls)
         await machine.load(b"missing too")
