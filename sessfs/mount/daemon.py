@@ -33,6 +33,7 @@ from sessfs.mount.fuseops import SessionOperations
 from sessfs.mount.lives_side import build_lives
 from sessfs.mount.loop import RequestLoop
 from sessfs.mount.node_gate import NodeGate
+from sessfs.mount.pages import KernelPages
 from sessfs.mount.policies import Policies
 from sessfs.mount.remote_side import RemoteSide
 from sessfs.mount.repository import ANSWER_DEADLINE_S, CachedState, opened_repository
@@ -123,6 +124,7 @@ class Daemon:
         sessions = self._remote.sessions if self._remote is not None else None
         self._policies = Policies(self._volume, settings, self._remote, self._lives)
         self._loop: RequestLoop | None = None
+        self._pages = KernelPages(settings.mountpoint)
         self._operations = SessionOperations(self._volume, time.time_ns, sessions, self._policies.last_use)
 
     def _bound(self) -> int:
@@ -173,7 +175,10 @@ class Daemon:
                 nursery.start_soon(self._announce, ready)
                 self._loop = RequestLoop(await handshake.shake_hands(), self._operations)
                 self._answering.set()
+                self._volume.committer.write_back = self._pages.write_back
                 await self._loop.run()
+                self._volume.committer.write_back = None
+                await self._pages.close()
                 log.info("unmounted, closing the state")
                 await self._volume.close()
                 if self._remote is not None:
