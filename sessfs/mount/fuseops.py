@@ -162,14 +162,15 @@ class SessionOperations(Adapter):
         """chmod, chown, truncate and utimens; set-id bits go as the kernel leaves it to us to see to."""
         await self._reach(Ino(inode))
         node = self._names.get(Ino(inode))
+        is_noted = True
         if wanted.size is not None:
             if not stat.S_ISREG(node.mode):
                 raise FUSEError(errno.EINVAL)
             if not self._fileio.can_truncate(node, wanted.size):
                 await in_task()
             # The kernel says what time it was, where the size changes; where not, there is none to note.
-            is_timed = wanted.mtime_ns is None and wanted.size != node.size
-            await self._fileio.truncate(node, wanted.size, is_timed=is_timed)
+            is_noted = wanted.size != node.size
+            await self._fileio.truncate(node, wanted.size, is_timed=is_noted and wanted.mtime_ns is None)
             if wanted.kills_set_id:
                 self._fileio.drop_privileges(node)
         if wanted.mode is not None:
@@ -184,7 +185,8 @@ class SessionOperations(Adapter):
         if wanted.mtime_ns is not None:
             node.mtime_ns = wanted.mtime_ns
         now = self._clock_ns()
-        node.ctime_ns = now if wanted.ctime_ns is None else wanted.ctime_ns
+        if wanted.ctime_ns is not None or is_noted:
+            node.ctime_ns = now if wanted.ctime_ns is None else wanted.ctime_ns
         is_carried = self._fileio.carry_times(node)
         self._inodes.touch(node, soft=is_carried and _only_kernel_times(wanted, now))
         self._inodes.account(node.session, 0, 0, now)

@@ -7,6 +7,7 @@ kernel's cache alone.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import time
@@ -164,7 +165,9 @@ def _verdict(path: Path) -> str:
 
 def _let_go(fds: list[int]) -> None:
     for fd in fds:
-        os.close(fd)
+        # The daemon is gone, and the kernel may still have what it was to get.
+        with contextlib.suppress(OSError):
+            os.close(fd)
     while MAPPED:
         MAPPED.pop().close()
 
