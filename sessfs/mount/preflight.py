@@ -29,7 +29,7 @@ from sessfs.errors import (
     StoreCorrupt,
     UsageError,
 )
-from sessfs.mount import mountinfo, syscalls
+from sessfs.mount import mountinfo, places, syscalls
 
 if TYPE_CHECKING:
     from sessfs.config import Settings
@@ -54,6 +54,7 @@ def check(settings: Settings) -> None:
     check_host()
     check_allow_other(settings.mount_options)
     check_apart(settings)
+    check_places(settings)
     check_state(settings.state_dir)
     detach_dead(settings.mountpoint)
     check_mountpoint(settings.mountpoint)
@@ -104,6 +105,16 @@ def check_apart(settings: Settings) -> None:
         raise UsageError(
             f"the state directory {state} and the mountpoint {mountpoint} lie in each other: give --state another place"
         )
+
+
+def check_places(settings: Settings) -> None:
+    """Raise UsageError if anything that the daemon itself reads or writes lies in a sessfs mount, or will once this one
+    is there.
+    """
+    places.require_settings_outside(settings, settings.mountpoint)
+    places.require_temporary_outside(settings.mountpoint)
+    if settings.foreground:
+        places.require_output_outside()
 
 
 def check_state(state_dir: Path) -> None:
