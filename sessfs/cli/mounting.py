@@ -226,6 +226,8 @@ def umount(mountpoint: options.OneMount, timeout: Timeout = 60.0) -> None:
         )
     else:
         output.print_line(f"unmounted {done.mountpoint}; everything is durable in {done.state_dir}")
+    if done.trouble:
+        output.print_note(f"warning: {done.trouble}: mount it with --state {done.state_dir}")
     if done.unsent:
         output.print_note(
             f"warning: the remote does not have everything of {done.unsent}: keep {done.state_dir}, and mount it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from pyfuse3 import FUSEError
 
 from sessfs.local.reserved import is_reserved
+from sessfs.mount import preflight
 from sessfs.mount.boundary import faults_from_environment, in_task
 from sessfs.mount.fusewire import pack_attributes, pack_entry
 from sessfs.types import ROOT_INO, Ino
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from sessfs.vfs.volume import Volume
 
 CACHE_TIMEOUT_S = 86_400
+IDENTITY_XATTR = preflight.IDENTITY_XATTR.encode()
+"""Of the mount's root, and in no list: which daemon serves it, and where its state directory is by now."""
 
 
 class Adapter:
@@ -52,6 +56,11 @@ class Adapter:
     def read_only_reason(self) -> str | None:
         """Why nothing may be changed, None while it may."""
         return self._volume.read_only_reason
+
+    def _identity(self) -> bytes:
+        """What `preflight` asks for by IDENTITY_XATTR."""
+        where = self._volume.state.where()
+        return json.dumps({"pid": os.getpid(), "state_dir": None if where is None else str(where)}).encode()
 
     def now_ns(self) -> int:
         """The time, in ns since 1970."""

@@ -182,7 +182,10 @@ class Daemon:
                 log.info("unmounted, closing the state")
                 await self._volume.close()
                 if self._remote is not None:
-                    note_unsent(self._settings.state_dir, await self._remote.close(self._settings.unmount_timeout_s))
+                    unsent = await self._remote.close(self._settings.unmount_timeout_s)
+                    where = self._volume.state.where()
+                    if where is not None:
+                        note_unsent(where, unsent)
                     await self._volume.close()
                 nursery.cancel_scope.cancel()
         finally:

@@ -15,7 +15,7 @@ from pyfuse3 import FUSEError
 
 from sessfs.chrome import wants_direct_io
 from sessfs.local.reserved import is_reserved, is_view
-from sessfs.mount.adapter import CACHE_TIMEOUT_S, Adapter
+from sessfs.mount.adapter import CACHE_TIMEOUT_S, IDENTITY_XATTR, Adapter
 from sessfs.mount.boundary import changing, handler, in_task
 from sessfs.mount.flushers import Flush
 from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_dirent, pack_no_entry, pack_open_directory
@@ -203,6 +203,8 @@ class SessionOperations(Adapter):
     @handler
     async def getxattr(self, inode: InodeT, name: XAttrNameT) -> bytes:
         """An xattr's value."""
+        if inode == ROOT_INO and name == IDENTITY_XATTR:
+            return self._identity()
         await self._reach(Ino(inode))
         return self._xattrs.get(Ino(inode), name)
 
