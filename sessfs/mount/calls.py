@@ -62,7 +62,7 @@ def _getattr(ops: SessionOperations, header: Header, body: memoryview) -> Answer
 
 
 def _setattr(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
-    return ops.setattr(header[3], wire.unpack_wanted(body, ops.now_ns()))
+    return ops.setattr(header[3], wire.unpack_wanted(body, ops.now_ns()), _caller(header))
 
 
 def _readlink(ops: SessionOperations, header: Header, body: memoryview) -> Answer:

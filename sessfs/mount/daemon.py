@@ -46,6 +46,7 @@ from sessfs.mount.verbs_import import ImportVerbs
 from sessfs.mount.verbs_limits import LimitVerbs
 from sessfs.mount.verbs_remote import RemoteVerbs
 from sessfs.sync.fetch import RemoteChunks
+from sessfs.vfs.background import keep_going
 from sessfs.vfs.volume import RemoteHooks, Volume
 
 if TYPE_CHECKING:
@@ -176,12 +177,15 @@ class Daemon:
                 self._loop = RequestLoop(await handshake.shake_hands(), self._operations)
                 self._answering.set()
                 self._volume.committer.write_back = self._pages.write_back
+                self._operations.pages = self._pages
+                nursery.start_soon(keep_going, self._pages.run)
                 await self._loop.run()
                 self._volume.committer.write_back = None
                 await self._pages.close()
-                log.info("unmounted, closing the state")
+                log.info("unmounted, making everything durable")
                 await self._volume.close()
                 if self._remote is not None:
+                    log.info("uploading what the remote lacks, for %g s at most", self._settings.unmount_timeout_s)
                     unsent = await self._remote.close(self._settings.unmount_timeout_s)
                     where = self._volume.state.where()
                     if where is not None:
@@ -190,6 +194,7 @@ class Daemon:
                 nursery.cancel_scope.cancel()
         finally:
             pyfuse3.close(unmount=False)
+        log.info("closing the state")
         await self._volume.release()
 
     async def _announce(self, ready: Ready) -> None:

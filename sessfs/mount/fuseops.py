@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pyfuse3 import FUSEError
 
 from sessfs.chrome import wants_direct_io
+from sessfs.errors import SessfsError
 from sessfs.local.reserved import is_reserved, is_view
 from sessfs.mount.adapter import CACHE_TIMEOUT_S, IDENTITY_XATTR, Adapter
 from sessfs.mount.boundary import changing, handler, in_task
@@ -158,10 +159,13 @@ class SessionOperations(Adapter):
         return self._attributes(self._names.get(Ino(inode)))
 
     @changing
-    async def setattr(self, inode: InodeT, wanted: Wanted) -> bytes:
+    async def setattr(self, inode: InodeT, wanted: Wanted, ctx: RequestContext) -> bytes:
         """chmod, chown, truncate and utimens; set-id bits go as the kernel leaves it to us to see to."""
         await self._reach(Ino(inode))
         node = self._names.get(Ino(inode))
+        if self.pages is not None and ctx.pid == self.pages.pid:
+            # It wants the answer.
+            return self._attributes(node)
         is_noted = True
         if wanted.size is not None:
             if not stat.S_ISREG(node.mode):
@@ -283,7 +287,12 @@ class SessionOperations(Adapter):
         node = self._names.get(Ino(fh))
         if not self._fileio.can_write(node, off, len(buf)):
             await in_task()
-        written = await self._fileio.write(node, off, buf, is_timed=not is_cached)
+        try:
+            written = await self._fileio.write(node, off, buf, is_timed=not is_cached)
+        except (SessfsError, OSError) as exc:
+            if is_cached:
+                self._note_lost(node, off, len(buf), exc)
+            raise
         if kills_set_id and node.mode & SUID_SGID:
             self._fileio.drop_privileges(node)
         return written
@@ -294,6 +303,8 @@ class SessionOperations(Adapter):
         node = self._names.get(Ino(fh))
         self._inodes.note_closed(node)
         self._fileio.note_handed_over(node)
+        if self._told and not node.opens:
+            self._told.pop(node.ino, None)
         if node.opens == 0 and self._fileio.quota is not None:
             self._fileio.quota.closed(node)
         if node.nlink == 0 and node.opens == 0 and not self._inodes.is_known(node.ino):
