@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.volumes import assert_clean, open_box
+from tests.support.volumes import Clock, assert_clean, open_box
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -179,3 +180,26 @@ async def test_recovery_sweeps_chunks_that_no_committed_recipe_names(tmp_path: P
     async with open_box(left) as box:
         assert box.volume.reader.totals().plain_bytes == 0
     assert_clean(left)
+
+
+async def test_recovery_takes_over_a_later_mtime_of_the_hot_file_and_no_other(tmp_path: Path) -> None:
+    left, number = await make(tmp_path)
+    async with open_box(left) as box:
+        inode = box.get(b"s/f")
+        mtime_ns, ctime_ns = inode.mtime_ns, inode.ctime_ns
+    (left / "clean").unlink()
+    for found, expected in (
+        (ctime_ns - 1, mtime_ns),
+        (ctime_ns, mtime_ns),
+        (ctime_ns + 500, ctime_ns + 500),
+        # Such a time was set, and is in the record if it was not lost with the power.
+        (ctime_ns + 10**15, mtime_ns),
+    ):
+        copy = tmp_path / f"copy{found}"
+        shutil.copytree(left, copy)
+        os.utime(hot_path(copy, number), ns=(found, found))
+        clock = Clock()
+        clock.advance(10)
+        async with open_box(copy, clock=clock) as box:
+            assert box.get(b"s/f").mtime_ns == expected
+            assert await box.read(b"s/f") == EXPECTED
