@@ -15,7 +15,7 @@ import msgspec
 from sessfs.api.records import SessionRecord, SnapshotRecord
 from sessfs.api.store import Session, Store, session_name
 from sessfs.errors import NotMounted, PosixError, UsageError
-from sessfs.mount import control, mountinfo, preflight, syscalls
+from sessfs.mount import control, mountinfo, places, preflight, syscalls
 from sessfs.sessions.erasing_report import ErasureReport
 from sessfs.sessions.importing_report import ImportProgress, ImportReport
 from sessfs.sessions.trees import DirectoryTree
@@ -101,6 +101,7 @@ class MountedStore(Store):
         """See Store. The daemon reads *source* itself, so it must see there what this process does. The `data_path` of
         the report begins with the mountpoint.
         """
+        places.require_outside("the source", source)
         path = Path(os.path.realpath(source))
         try:
             found = path.stat()

@@ -11,7 +11,7 @@ from sessfs.api.mounted import MountedStore
 from sessfs.api.remote import RemoteStore
 from sessfs.api.state import StateStore
 from sessfs.errors import UsageError
-from sessfs.mount import mountinfo
+from sessfs.mount import mountinfo, places
 
 if TYPE_CHECKING:
     from sessfs.api.store import Store
@@ -46,6 +46,7 @@ def open_store(
     mount = mountinfo.find_mount(place)
     if mount is not None and mount.fs_type == mountinfo.FS_TYPE:
         return MountedStore(place)
+    places.require_outside("the state directory", place)
     if not (place / STATE_PART).is_dir():
         raise UsageError(
             f"{text} is neither the mountpoint of a running sessfs (`sessfs status` lists them), nor a state "
@@ -58,8 +59,10 @@ def remote_only_settings(given: dict[str, object]) -> Settings:
     """The settings for work on a remote without a mount: *given* by TOML key (None: not given), then variables and
     /etc/sessfs.toml. Raises UsageError, also when there is no remote among them.
     """
+    places.require_configuration_outside(None)
     flags = {key: os.fspath(v) if isinstance(v, os.PathLike) else v for key, v in given.items() if v is not None}
     settings = config.load(Path("/"), flags, file=None, env=os.environ, uid=os.geteuid())
     if settings.remote is None:
         raise UsageError("which remote? Give --remote URL")
+    places.require_remote_outside(settings)
     return settings

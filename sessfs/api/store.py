@@ -16,7 +16,7 @@ from sessfs.api.files import open_file
 from sessfs.api.records import Entry, SessionRecord, SnapshotRecord, entry_of
 from sessfs.api.treefiles import TreeFiles
 from sessfs.errors import PosixError, UsageError
-from sessfs.mount import syscalls
+from sessfs.mount import places, syscalls
 from sessfs.sessions.checking import check_files
 from sessfs.sessions.exporting import ExportFormat, ExportReport, ExportStep, check_dest, export_tree, guess_format
 from sessfs.sessions.names import check_name
@@ -249,6 +249,7 @@ class Session:
 
         *on_step* hears of each path before it is checked. Raises SessfsError.
         """
+        places.require_temporary_outside()
         tree = self._store._tree(self._name, at, steady=True)
         try:
             report = check_files(TreeFiles(tree), on_step)
@@ -288,6 +289,7 @@ class Session:
         *format* is guessed from the suffix of *dest* when not given. Raises UsageError, SessfsError, OSError.
         """
         path = Path(os.path.abspath(dest))
+        places.require_outside("the export", path)
         form = guess_format(path) if format is None else _format_of(format)
         check_dest(path, form)
         tree = self._store._tree(self._name, at, steady=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sessfs.cli import mounting, options, output, remote_commands
 from sessfs.errors import RemoteCorrupt, StoreCorrupt, UsageError
-from sessfs.mount import preflight
+from sessfs.mount import places, preflight
 from sessfs.sync import fsck as checker
 
 Json = options.Json
@@ -57,6 +57,7 @@ def fsck(
     quiet = as_json or not sys.stderr.isatty()
     if state is not None:
         state_dir = Path(os.path.abspath(state))
+        places.require_outside("the state directory", state_dir)
         preflight.check_state(state_dir)
         report = checker.check_state(state_dir) if quiet else _check_with_progress(state_dir)
     else:

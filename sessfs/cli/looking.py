@@ -12,7 +12,7 @@ import typer
 from sessfs.api.mounted import MountedStore
 from sessfs.cli import options, output
 from sessfs.cli.tables import print_table
-from sessfs.errors import NotMounted
+from sessfs.errors import LocalStoreError, NotMounted
 from sessfs.mount import mountinfo
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def _ask_or_say(place: Path) -> dict[str, Any]:
     """The status, or in its place what is wrong with that mount, so that one dead mount does not hide the others."""
     try:
         return _ask_status(place)
-    except NotMounted as exc:
+    except (NotMounted, LocalStoreError) as exc:
         return {"mountpoint": str(place), "warnings": [str(exc)]}
 
 

@@ -10,7 +10,7 @@ import typer
 
 from sessfs import config
 from sessfs.cli import options, output
-from sessfs.mount import control, launch, mountinfo, unmount
+from sessfs.mount import control, launch, mountinfo, places, unmount
 
 if TYPE_CHECKING:
     from sessfs.config import Settings
@@ -187,6 +187,7 @@ def mount(
     if mount_options:
         flags["mount_options"] = ",".join(mount_options)
     place = mountinfo.resolve(mountpoint)
+    places.require_configuration_outside(config_file, place)
     _mount(config.load(place, flags, file=config_file, env=os.environ, uid=os.geteuid()), ctx.obj)
 
 
@@ -225,6 +226,8 @@ def umount(mountpoint: options.OneMount, timeout: Timeout = 60.0) -> None:
         )
     else:
         output.print_line(f"unmounted {done.mountpoint}; everything is durable in {done.state_dir}")
+    if done.trouble:
+        output.print_note(f"warning: {done.trouble}: mount it with --state {done.state_dir}")
     if done.unsent:
         output.print_note(
             f"warning: the remote does not have everything of {done.unsent}: keep {done.state_dir}, and mount it again"

@@ -16,7 +16,7 @@ from rich.console import Console
 from sessfs.api.remote import RemoteStore
 from sessfs.cli import mounting, options, output, remote_commands
 from sessfs.errors import MountBusy, NotMounted, StoreCorrupt, UsageError
-from sessfs.mount import control, mountinfo, preflight
+from sessfs.mount import control, mountinfo, places, preflight
 from sessfs.mount.mountinfo import mount_of
 from sessfs.sessions import checking
 from sessfs.sessions.checking_files import DirectoryFiles
@@ -83,6 +83,7 @@ def check(
             report = _shown(store.session(session).check, at, quiet=as_json)
         _say(report, str(session), at, as_json=as_json)
         return
+    places.require_temporary_outside()
     place = _find_mounted(session)
     if place is None and at is not None:
         raise UsageError(f"{session} is in no mount, so it has no snapshot {at}: leave --at away")

@@ -22,7 +22,7 @@ from sessfs.cli import mounting, options, output
 from sessfs.cli.tables import print_table
 from sessfs.errors import RemoteConflict, UsageError
 from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, rewrap_format
-from sessfs.mount import control, preflight
+from sessfs.mount import control, places, preflight
 from sessfs.mount.repository import read_secret, remote_settings
 from sessfs.remote.urls import open_remote
 from sessfs.sync import fsck_remote, remote_index
@@ -216,6 +216,8 @@ def key(
     that run go on; give them the new key before their next start.
     """
     settings = settings_for(remote, endpoint_url, region, path_style, key_file)
+    if new_key_file is not None:
+        places.require_outside("the new key file", new_key_file)
     trio.run(rotate_key, settings, _new_secret(new_key_file))
     output.print_line(f"{settings.remote} opens with the new key; give it to every mount before its next start")
 

@@ -31,12 +31,21 @@ SCRATCH_MIN_BYTES = 64 << 10
 class HotFlush:
     """A file or directory that is to be flushed to the disk, by one thread. It is closed by that, or by `close`."""
 
-    __slots__ = ("_failed", "_fd", "_number", "_open")
+    __slots__ = ("_data_only", "_failed", "_fd", "_number", "_open")
 
-    def __init__(self, open_it: Callable[[], int], failed: set[int], number: int = 0, *, now: bool = True) -> None:
+    def __init__(
+        self,
+        open_it: Callable[[], int],
+        failed: set[int],
+        number: int = 0,
+        *,
+        now: bool = True,
+        data_only: bool = True,
+    ) -> None:
         """*open_it* gives the descriptor, *now* or when it is run, of the hot file of that number, or of the directory.
-        *failed* is that of HotFiles. Raises OSError.
+        *failed* is that of HotFiles. Unless *data_only*, its mtime is flushed, too. Raises OSError.
         """
+        self._data_only = data_only
         self._open = open_it
         self._failed = failed
         self._number = number
@@ -61,7 +70,10 @@ class HotFlush:
 
     def _flush(self, fd: int) -> None:
         try:
-            os.fdatasync(fd)
+            if self._data_only:
+                os.fdatasync(fd)
+            else:
+                os.fsync(fd)
         except OSError:
             if self._number:
                 self._failed.add(self._number)
@@ -247,14 +259,32 @@ class HotFiles:
         found = self._allocated.get(number)
         return self.allocated_bytes(ino, number) if found is None else found
 
-    def flush(self, ino: Ino, number: int, *, now: bool = True) -> HotFlush:
-        """The flush of the hot file, to be run by any thread, or closed. Unless it is opened *now*, the hot file must
-        be there until it is run. Raises OSError.
+    def set_mtime(self, ino: Ino, number: int, mtime_ns: int) -> bool:
+        """Give the hot file this mtime, or the nearest that the filesystem below knows; False where it can't be set."""
+        fd, times = self._fds.get(number), (mtime_ns, mtime_ns)
+        try:
+            if fd is None:
+                os.utime(f"{ino:x}.{number:x}", ns=times, dir_fd=self._dir_fd)
+            else:
+                os.utime(fd, ns=times)
+        except OSError:
+            return False
+        return True
+
+    def mtime_ns(self, ino: Ino, number: int) -> int:
+        """The hot file's own mtime: of its last write, or what `set_mtime` gave it after that."""
+        return os.stat(f"{ino:x}.{number:x}", dir_fd=self._dir_fd).st_mtime_ns
+
+    def flush(self, ino: Ino, number: int, *, now: bool = True, data_only: bool = True) -> HotFlush:
+        """The flush of the hot file, to be run by any thread, or closed; *data_only*: its mtime may stay behind. Unless
+        it is opened *now*, the hot file must be there until it is run. Raises OSError.
         """
         name = f"{ino:x}.{number:x}"
-        return HotFlush(
-            lambda: os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dir_fd), self.failed, number, now=now
-        )
+
+        def open_it() -> int:
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._dir_fd)
+
+        return HotFlush(open_it, self.failed, number, now=now, data_only=data_only)
 
     def flush_names(self) -> tuple[HotFlush, int] | None:
         """When hot files were created whose names were not flushed: the flush of the directory, and what to give

@@ -90,13 +90,15 @@ class Inode:
     on extent boundaries; everything else below *size* is in the hot file number *hot_no* (0: there is none).
     *version* grows with each change of content: a seal of an older version is not used. *unsynced* is true while the
     hot file holds bytes that were not flushed to the disk; *ordered* while a commit must flush them first. *changed_s*
-    is the monotonic time of the last change to the hot file.
+    is the monotonic time of the last change to the hot file. *carried* is true while the hot file's own mtime is the
+    inode's; *times_unsynced* from then on until it was flushed with its times.
     """
 
     __slots__ = (
         "__weakref__",
         "allocated",
         "atime_ns",
+        "carried",
         "changed_s",
         "cold",
         "ctime_ns",
@@ -114,6 +116,7 @@ class Inode:
         "recipe",
         "session",
         "size",
+        "times_unsynced",
         "uid",
         "unsynced",
         "version",
@@ -135,6 +138,8 @@ class Inode:
         self.changed_s = 0.0
         self.unsynced = False
         self.ordered = False
+        self.carried = False
+        self.times_unsynced = False
 
     def encode(self) -> bytes:
         """The stored record."""

@@ -7,14 +7,11 @@ import json
 import os
 import secrets
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from sessfs.config import STATE_VERSION
 from sessfs.errors import StateInUse, StateTooNew, StoreCorrupt
 from sessfs.format.chunk import HASH_KEY_BYTES
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 HASH_KEY_FILE = "hash-key"
 CLEAN_MARK = "clean"
@@ -33,6 +30,15 @@ class StateDirectory:
         """
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
+        self._directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._open()
+        except BaseException:
+            os.close(self._directory)
+            raise
+
+    def _open(self) -> None:
+        path = self.path
         self._lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             self._take_lock()
@@ -83,16 +89,25 @@ class StateDirectory:
         _sync_directory(self.path)
         return True, owed
 
+    def where(self) -> Path | None:
+        """Where the directory is now, which may have been renamed since it was opened; None if it was removed."""
+        if os.fstat(self._directory).st_nlink == 0:
+            return None
+        return Path(os.readlink(f"/proc/self/fd/{self._directory}"))
+
     def mark_clean(self, *, owes_sweep: bool = False) -> None:
         """The state is closed, everything in it durable: the next start need not look for what a crash leaves. With
         *owes_sweep* it still looks for chunks that nothing names: a crash called for that, and it was not ended.
         """
-        write_durably(self.path / CLEAN_MARK, OWES_SWEEP if owes_sweep else b"")
+        where = self.where()
+        if where is not None:
+            write_durably(where / CLEAN_MARK, OWES_SWEEP if owes_sweep else b"")
 
     def close(self) -> None:
         """Release the lock. Closing again does nothing."""
         if self._lock >= 0:
             os.close(self._lock)
+            os.close(self._directory)
             self._lock = -1
 
 

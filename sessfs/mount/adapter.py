@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
+import logging
 import os
+import stat
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from pyfuse3 import FUSEError
 
+from sessfs.errors import SessfsError
 from sessfs.local.reserved import is_reserved
+from sessfs.mount import preflight
 from sessfs.mount.boundary import faults_from_environment, in_task
 from sessfs.mount.fusewire import pack_attributes, pack_entry
 from sessfs.types import ROOT_INO, Ino
@@ -19,13 +24,35 @@ if TYPE_CHECKING:
 
     from pyfuse3 import FlagT
 
-    from sessfs.local.inodes import Inode
+    from sessfs.local.inodes import Inode, Inodes
     from sessfs.mount.fusewire import RequestContext
+    from sessfs.mount.pages import KernelPages
     from sessfs.sessions.lastuse import LastUse
     from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
 
+log = logging.getLogger(__name__)
+LOOKS = 20_000
 CACHE_TIMEOUT_S = 86_400
+IDENTITY_XATTR = preflight.IDENTITY_XATTR.encode()
+"""Of the mount's root, and in no list: which daemon serves it, and where its state directory is by now."""
+
+
+def find_path(inodes: Inodes, inode: Inode) -> bytes | None:
+    """A path of the inode below its session; None when it has none, or is not among the first LOOKS entries."""
+    looks = LOOKS
+    left: list[tuple[Ino, bytes]] = [(inode.session, b"")]
+    while left:
+        directory, path = left.pop()
+        for name, dentry in inodes.iter_dentries(directory):
+            looks -= 1
+            if dentry.ino == inode.ino:
+                return path + name
+            if looks <= 0:
+                return None
+            if stat.S_ISDIR(dentry.kind) and directory != ROOT_INO:
+                left.append((dentry.ino, path + name + b"/"))
+    return None
 
 
 class Adapter:
@@ -48,10 +75,18 @@ class Adapter:
         self.requests: Counter[str] = Counter()
         """Requests served so far, by kind."""
         self.faults = faults_from_environment()
+        self.pages: KernelPages | None = None
+        self._told: dict[Ino, int] = {}
+        """Files of which the log says that writes are lost, with the error number."""
 
     def read_only_reason(self) -> str | None:
         """Why nothing may be changed, None while it may."""
         return self._volume.read_only_reason
+
+    def _identity(self) -> bytes:
+        """What `preflight` asks for by IDENTITY_XATTR."""
+        where = self._volume.state.where()
+        return json.dumps({"pid": os.getpid(), "state_dir": None if where is None else str(where)}).encode()
 
     def now_ns(self) -> int:
         """The time, in ns since 1970."""
@@ -76,6 +111,36 @@ class Adapter:
         if parent == ROOT_INO and is_reserved(name):
             raise FUSEError(errno.EPERM)
         await self._reach(parent, name)
+
+    # -- writes that the kernel had taken
+
+    def note_read_only(self, ino: int) -> None:
+        """A write of the file was refused because nothing may be changed."""
+        inode = self._inodes.find(Ino(ino))
+        if inode is not None:
+            self._tell_lost(inode, errno.EROFS, str(self.read_only_reason()))
+
+    def _note_lost(self, inode: Inode, offset: int, length: int, exc: Exception) -> None:
+        """Pages of the kernel's cache can't be written. Who wrote them learns it by fsync or close, if at all, and who
+        unmounts that there were some: the log says which.
+        """
+        number = exc.errno if isinstance(exc, SessfsError | OSError) and exc.errno else errno.EIO
+        self._tell_lost(inode, number, f"{length} bytes at {offset}: {exc}")
+        if number == errno.EFBIG and self.pages is not None:
+            self.pages.note_wrong_size(inode)
+
+    def _tell_lost(self, inode: Inode, number: int, why: str) -> None:
+        """Once for each file and error, until it is closed."""
+        if self._told.get(inode.ino) != number:
+            self._told[inode.ino] = number
+            log.error("%s: a write that was taken is lost, %s (said once until it is closed)", self._show(inode), why)
+
+    def _show(self, inode: Inode) -> str:
+        """The file as a person would name it: session and path, as far as they are found soon."""
+        session = self._inodes.find_session_name(inode.session)
+        where = (session or b".").decode(errors="replace")
+        path = find_path(self._inodes, inode)
+        return f"{where}/{path.decode(errors='replace')}" if path else f"inode {inode.ino} of session {where}"
 
     # -- opening
 

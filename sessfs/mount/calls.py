@@ -62,7 +62,7 @@ def _getattr(ops: SessionOperations, header: Header, body: memoryview) -> Answer
 
 
 def _setattr(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
-    return ops.setattr(header[3], wire.unpack_wanted(body, ops.now_ns()))
+    return ops.setattr(header[3], wire.unpack_wanted(body, ops.now_ns()), _caller(header))
 
 
 def _readlink(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
@@ -125,7 +125,8 @@ def _read(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
 def _write(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
     fh, offset, size, flags, _, _, _ = wire.RW_IN.unpack_from(body)
     content = body[wire.RW_IN.size : wire.RW_IN.size + size]
-    return ops.write(fh, offset, content, kills_set_id=bool(flags & wire.WRITE_KILL_SUIDGID))
+    kills_set_id, is_cached = bool(flags & wire.WRITE_KILL_SUIDGID), bool(flags & wire.WRITE_CACHE)
+    return ops.write(fh, offset, content, kills_set_id=kills_set_id, is_cached=is_cached)
 
 
 def _pack_size(size: int) -> bytes:
@@ -141,7 +142,8 @@ def _release(ops: SessionOperations, header: Header, body: memoryview) -> Answer
 
 
 def _fsync(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
-    return ops.fsync(wire.FSYNC_IN.unpack_from(body)[0])
+    fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
+    return ops.fsync(fh, data_only=bool(flags & wire.FSYNC_FDATASYNC))
 
 
 def _fsyncdir(ops: SessionOperations, header: Header, body: memoryview) -> Answer:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sessfs import errors
 from sessfs.errors import NotMounted, PosixError, SessfsError
+from sessfs.mount.preflight import daemon_pid, lock_held
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -74,8 +75,18 @@ def call(
         except TimeoutError as exc:
             raise NotMounted(f"the daemon of {state_dir} did not answer `{verb}` within {timeout_s} s") from exc
         except OSError as exc:
-            raise NotMounted(f"no daemon listens for {state_dir}: {exc.strerror}; mount it (sessfs mount)") from exc
+            raise NotMounted(_unheard(state_dir, exc)) from exc
     raise NotMounted(f"the daemon of {state_dir} ended while it did `{verb}`; see {state_dir / 'sessfs.log'}")
+
+
+def _unheard(state_dir: Path, exc: OSError) -> str:
+    if lock_held(state_dir):
+        pid = daemon_pid(state_dir)
+        return (
+            f"the daemon of {state_dir} (pid {pid}) runs, but can't be spoken to by {state_dir / SOCKET_NAME} "
+            f"({exc.strerror}): `sessfs umount` its mount, and mount it again"
+        )
+    return f"no daemon listens for {state_dir}: {exc.strerror}; mount it (sessfs mount)"
 
 
 def _connect(connection: socket.socket, path: Path) -> None:

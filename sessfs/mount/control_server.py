@@ -42,12 +42,16 @@ class ControlServer:
         finally:
             os.close(fd)
         os.chmod(self._path, 0o600)
+        ours = os.stat(self._path)
         listener.listen(16)
         try:
             task_status.started()
             await trio.serve_listeners(self._serve, [trio.SocketListener(listener)])
         finally:
-            self._path.unlink(missing_ok=True)
+            # The directory may have been renamed, and another daemon be where it was.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(self._path), ours):
+                    self._path.unlink()
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):

@@ -33,6 +33,7 @@ from sessfs.mount.fuseops import SessionOperations
 from sessfs.mount.lives_side import build_lives
 from sessfs.mount.loop import RequestLoop
 from sessfs.mount.node_gate import NodeGate
+from sessfs.mount.pages import KernelPages
 from sessfs.mount.policies import Policies
 from sessfs.mount.remote_side import RemoteSide
 from sessfs.mount.repository import ANSWER_DEADLINE_S, CachedState, opened_repository
@@ -45,6 +46,7 @@ from sessfs.mount.verbs_import import ImportVerbs
 from sessfs.mount.verbs_limits import LimitVerbs
 from sessfs.mount.verbs_remote import RemoteVerbs
 from sessfs.sync.fetch import RemoteChunks
+from sessfs.vfs.background import keep_going
 from sessfs.vfs.children import Child
 from sessfs.vfs.volume import RemoteHooks, Volume
 
@@ -124,6 +126,7 @@ class Daemon:
         sessions = self._remote.sessions if self._remote is not None else None
         self._policies = Policies(self._volume, settings, self._remote, self._lives)
         self._loop: RequestLoop | None = None
+        self._pages = KernelPages(settings.mountpoint)
         self._operations = SessionOperations(self._volume, time.time_ns, sessions, self._policies.last_use)
 
     def _bound(self) -> int:
@@ -184,15 +187,25 @@ class Daemon:
                 nursery.start_soon(self._announce, ready)
                 self._loop = RequestLoop(await handshake.shake_hands(), self._operations)
                 self._answering.set()
+                self._volume.committer.write_back = self._pages.write_back
+                self._operations.pages = self._pages
+                nursery.start_soon(keep_going, self._pages.run)
                 await self._loop.run()
-                log.info("unmounted, closing the state")
+                self._volume.committer.write_back = None
+                await self._pages.close()
+                log.info("unmounted, making everything durable")
                 await self._volume.close()
                 if self._remote is not None:
-                    note_unsent(self._settings.state_dir, await self._remote.close(self._settings.unmount_timeout_s))
+                    log.info("uploading what the remote lacks, for %g s at most", self._settings.unmount_timeout_s)
+                    unsent = await self._remote.close(self._settings.unmount_timeout_s)
+                    where = self._volume.state.where()
+                    if where is not None:
+                        note_unsent(where, unsent)
                     await self._volume.close()
                 nursery.cancel_scope.cancel()
         finally:
             pyfuse3.close(unmount=False)
+        log.info("closing the state")
         await self._volume.release()
 
     async def _announce(self, ready: Ready) -> None:

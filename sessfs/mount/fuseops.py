@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from pyfuse3 import FUSEError
 
 from sessfs.chrome import wants_direct_io
+from sessfs.errors import SessfsError
 from sessfs.local.reserved import is_reserved, is_view
-from sessfs.mount.adapter import CACHE_TIMEOUT_S, Adapter
+from sessfs.mount.adapter import CACHE_TIMEOUT_S, IDENTITY_XATTR, Adapter
 from sessfs.mount.boundary import changing, handler, in_task
 from sessfs.mount.directories import Directories
 from sessfs.mount.flushers import Flush
@@ -39,10 +40,12 @@ KERNEL_TIMES_NS = 60 * 10**9
 
 
 def _only_kernel_times(wanted: Wanted, now_ns: int) -> bool:
-    """True for the times that the kernel hands over with a file's pages, rather than what somebody set: those are of
-    this very moment.
+    """True for the times that the kernel hands over with a file's pages, rather than what somebody set: both are one
+    time, of this very moment. A hot file can carry that one.
     """
     if wanted.mtime_ns is None or abs(now_ns - wanted.mtime_ns) >= KERNEL_TIMES_NS:
+        return False
+    if wanted.mtime_ns != wanted.ctime_ns:
         return False
     return wanted.size is wanted.mode is wanted.uid is wanted.gid is wanted.atime_ns is None
 
@@ -101,7 +104,10 @@ class SessionOperations(Adapter):
     async def link(self, inode: InodeT, new_parent_inode: InodeT, new_name: FileNameT) -> bytes:
         """One more name."""
         await self._claim(Ino(new_parent_inode), new_name)
-        return self._entry(self._names.link(Ino(inode), Ino(new_parent_inode), new_name))
+        linked = self._names.link(Ino(inode), Ino(new_parent_inode), new_name)
+        # The name may be that of a file which was unlinked for it.
+        self._fileio.stand_in(linked)
+        return self._entry(linked)
 
     @handler
     async def readlink(self, inode: InodeT) -> bytes:
@@ -129,12 +135,11 @@ class SessionOperations(Adapter):
         name_new: FileNameT,
         flags: FlagT,
     ) -> None:
-        """Rename; the data of a file that takes another's name is flushed before the next commit."""
+        """Rename; a file that takes another's name stands in for it."""
         await self._claim(Ino(parent_inode_old), name_old)
         await self._claim(Ino(parent_inode_new), name_new)
-        moved = self._renames.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags)
-        if moved is not None:
-            self._fileio.order(moved)
+        for moved in self._renames.rename(Ino(parent_inode_old), name_old, Ino(parent_inode_new), name_new, flags):
+            self._fileio.stand_in(moved)
 
     # -- attributes
 
@@ -145,16 +150,22 @@ class SessionOperations(Adapter):
         return self._attributes(self._names.get(Ino(inode)))
 
     @changing
-    async def setattr(self, inode: InodeT, wanted: Wanted) -> bytes:
+    async def setattr(self, inode: InodeT, wanted: Wanted, ctx: RequestContext) -> bytes:
         """chmod, chown, truncate and utimens; set-id bits go as the kernel leaves it to us to see to."""
         await self._reach(Ino(inode))
         node = self._names.get(Ino(inode))
+        if self.pages is not None and ctx.pid == self.pages.pid:
+            # It wants the answer.
+            return self._attributes(node)
+        is_noted = True
         if wanted.size is not None:
             if not stat.S_ISREG(node.mode):
                 raise FUSEError(errno.EINVAL)
             if not self._fileio.can_truncate(node, wanted.size):
                 await in_task()
-            await self._fileio.truncate(node, wanted.size)
+            # The kernel says what time it was, where the size changes; where not, there is none to note.
+            is_noted = wanted.size != node.size
+            await self._fileio.truncate(node, wanted.size, is_timed=is_noted and wanted.mtime_ns is None)
             if wanted.kills_set_id:
                 self._fileio.drop_privileges(node)
         if wanted.mode is not None:
@@ -169,8 +180,10 @@ class SessionOperations(Adapter):
         if wanted.mtime_ns is not None:
             node.mtime_ns = wanted.mtime_ns
         now = self._clock_ns()
-        node.ctime_ns = now if wanted.ctime_ns is None else wanted.ctime_ns
-        self._inodes.touch(node, soft=_only_kernel_times(wanted, now))
+        if wanted.ctime_ns is not None or is_noted:
+            node.ctime_ns = now if wanted.ctime_ns is None else wanted.ctime_ns
+        is_carried = self._fileio.carry_times(node)
+        self._inodes.touch(node, soft=is_carried and _only_kernel_times(wanted, now))
         self._inodes.account(node.session, 0, 0, now)
         return self._attributes(node)
 
@@ -185,6 +198,8 @@ class SessionOperations(Adapter):
     @handler
     async def getxattr(self, inode: InodeT, name: XAttrNameT) -> bytes:
         """An xattr's value."""
+        if inode == ROOT_INO and name == IDENTITY_XATTR:
+            return self._identity()
         await self._reach(Ino(inode))
         return self._xattrs.get(Ino(inode), name)
 
@@ -229,13 +244,18 @@ class SessionOperations(Adapter):
         """Open; O_TRUNC arrives here, and *kills_set_id* says what it does to the mode."""
         node = self._names.get(Ino(inode))
         direct = self._ask_quota(node, flags, ctx)
+        had_content = False
         if flags & os.O_TRUNC:
             if self.read_only_reason() is not None:
                 raise FUSEError(errno.EROFS)
-            await self._fileio.truncate(node, 0)
+            # The kernel notes the time itself, and sends it.
+            had_content = node.size > 0
+            await self._fileio.truncate(node, 0, is_timed=False)
             if kills_set_id:
                 self._fileio.drop_privileges(node)
         self._note_open(node, ctx)
+        if had_content:
+            self._fileio.stand_in(node)
         return FileInfo(fh=node.ino, keep_cache=True, direct_io=direct)
 
     @handler
@@ -249,12 +269,21 @@ class SessionOperations(Adapter):
         return await self._fileio.read(node, off, size)
 
     @changing
-    async def write(self, fh: FileHandleT, off: int, buf: bytes | memoryview, *, kills_set_id: bool) -> int:
-        """Write all of *buf*; *kills_set_id* says that who writes may not keep set-user-id and set-group-id bits."""
+    async def write(
+        self, fh: FileHandleT, off: int, buf: bytes | memoryview, *, kills_set_id: bool, is_cached: bool
+    ) -> int:
+        """Write all of *buf*; *kills_set_id* says that who writes may not keep set-user-id and set-group-id bits,
+        *is_cached* that these are pages of the kernel's cache.
+        """
         node = self._names.get(Ino(fh))
         if not self._fileio.can_write(node, off, len(buf)):
             await in_task()
-        written = await self._fileio.write(node, off, buf)
+        try:
+            written = await self._fileio.write(node, off, buf, is_timed=not is_cached)
+        except (SessfsError, OSError) as exc:
+            if is_cached:
+                self._note_lost(node, off, len(buf), exc)
+            raise
         if kills_set_id and node.mode & SUID_SGID:
             self._fileio.drop_privileges(node)
         return written
@@ -264,21 +293,25 @@ class SessionOperations(Adapter):
         """One open less; an inode without names goes with its last."""
         node = self._names.get(Ino(fh))
         self._inodes.note_closed(node)
+        self._fileio.note_handed_over(node)
+        if self._told and not node.opens:
+            self._told.pop(node.ino, None)
         if node.opens == 0 and self._fileio.quota is not None:
             self._fileio.quota.closed(node)
         if node.nlink == 0 and node.opens == 0 and not self._inodes.is_known(node.ino):
             self._names.reclaim(node)
 
     @handler
-    async def fsync(self, fh: FileHandleT) -> Flush | None:
-        """Data and metadata of the file, and everything acknowledged before, are durable on return."""
+    async def fsync(self, fh: FileHandleT, *, data_only: bool) -> Flush | None:
+        """The file's data, its times unless *data_only*, and everything acknowledged before, are durable on return."""
         node = self._names.get(Ino(fh))
-        if not self._committer.needs_sync(node):
+        self._fileio.note_handed_over(node)
+        if not self._committer.needs_sync(node, data_only=data_only):
             return None
         if not self._committer.needs_commit:
-            return Flush(*self._committer.start_flush(node))
+            return Flush(*self._committer.start_flush(node, data_only=data_only))
         await in_task()
-        await self._committer.sync_file(node)
+        await self._committer.sync_file(node, data_only=data_only)
         return None
 
     # -- directories

@@ -50,7 +50,10 @@ FORGET_ONE: Final = struct.Struct("<QQ")
 
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = (1 << bit for bit in range(6))
 FATTR_ATIME_NOW, FATTR_MTIME_NOW, FATTR_CTIME, FATTR_KILL_SUIDGID = 1 << 7, 1 << 8, 1 << 10, 1 << 11
+WRITE_CACHE: Final = 1 << 0
+"""The kernel writes back pages of its cache: it has the file's times, and sends them by itself."""
 WRITE_KILL_SUIDGID: Final = 1 << 2
+FSYNC_FDATASYNC: Final = 1 << 0
 OPEN_KILL_SUIDGID: Final = 1 << 0
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_KEEP_CACHE: Final = 1 << 1

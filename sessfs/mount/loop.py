@@ -206,6 +206,8 @@ class RequestLoop:
             if operations.faults is not None:
                 operations.faults.hit(call.name)
             if call.name in self._changing and operations.read_only_reason() is not None:
+                if call.name == "write":
+                    operations.note_read_only(header[3])
                 self._refuse(header[2], errno.EROFS)
                 return
             started = call.start(operations, header, self._buffer[IN_HEADER.size : size])

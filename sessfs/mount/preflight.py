@@ -5,6 +5,7 @@ Nothing here opens LMDB or takes the state's lock: the daemon does, and has the 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -21,6 +22,7 @@ from sessfs.config import STATE_VERSION
 from sessfs.errors import (
     FuseMissing,
     FusermountMissing,
+    LocalStoreError,
     MountpointUnusable,
     NoRights,
     NotMounted,
@@ -29,7 +31,7 @@ from sessfs.errors import (
     StoreCorrupt,
     UsageError,
 )
-from sessfs.mount import mountinfo, syscalls
+from sessfs.mount import mountinfo, places, syscalls
 
 if TYPE_CHECKING:
     from sessfs.config import Settings
@@ -41,8 +43,29 @@ PROBE_TIMEOUT_S = 10.0
 _DEAD_ERRNOS = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
+IDENTITY_XATTR = "user.sessfs.daemon"
+
+
 class _Format(msgspec.Struct):
     version: int
+
+
+class _Identity(msgspec.Struct):
+    """What a daemon says of itself, see `adapter`."""
+
+    pid: int
+    state_dir: str | None
+
+
+class Home(msgspec.Struct, frozen=True):
+    """Where the daemon of a mount has its state."""
+
+    state_dir: Path
+    pid: int | None = None
+    """The daemon's, where it had to be asked for it."""
+    trouble: str = ""
+    """What happened to the directory that it was mounted with, as what is to be said of it; else empty."""
+    is_there: bool = True
 
 
 def check(settings: Settings) -> None:
@@ -54,6 +77,7 @@ def check(settings: Settings) -> None:
     check_host()
     check_allow_other(settings.mount_options)
     check_apart(settings)
+    check_places(settings)
     check_state(settings.state_dir)
     detach_dead(settings.mountpoint)
     check_mountpoint(settings.mountpoint)
@@ -104,6 +128,16 @@ def check_apart(settings: Settings) -> None:
         raise UsageError(
             f"the state directory {state} and the mountpoint {mountpoint} lie in each other: give --state another place"
         )
+
+
+def check_places(settings: Settings) -> None:
+    """Raise UsageError if anything that the daemon itself reads or writes lies in a sessfs mount, or will once this one
+    is there.
+    """
+    places.require_settings_outside(settings, settings.mountpoint)
+    places.require_temporary_outside(settings.mountpoint)
+    if settings.foreground:
+        places.require_output_outside()
 
 
 def check_state(state_dir: Path) -> None:
@@ -288,8 +322,45 @@ def _wait_gone(mount: mountinfo.Mount) -> None:
 
 
 def find_state(mountpoint: Path) -> Path:
-    """The state directory of the sessfs mounted at *mountpoint*, dead or alive. Raises NotMounted."""
-    mount = mountinfo.find_mount(mountinfo.resolve(mountpoint))
+    """The state directory of the sessfs mounted at *mountpoint*, dead or alive. Raises NotMounted, or LocalStoreError
+    if it was removed or renamed since.
+    """
+    home = find_home(mountpoint)
+    if home.trouble:
+        mend = "rename it back, or run" if home.is_there else "what was in it is lost. Run"
+        raise LocalStoreError(
+            f"the state directory of {mountpoint} {home.trouble} while it was mounted: {mend} "
+            f"`sessfs umount {mountpoint}`"
+        )
+    return home.state_dir
+
+
+def find_home(mountpoint: Path) -> Home:
+    """As `find_state`, for a directory that was removed or renamed, too. Raises NotMounted."""
+    place = mountinfo.resolve(mountpoint)
+    mount = mountinfo.find_mount(place)
     if mount is None or mount.fs_type != mountinfo.FS_TYPE:
         raise NotMounted(f"no sessfs is mounted at {mountpoint}: `sessfs status` lists the mounts")
-    return Path(mount.source)
+    source = Path(mount.source)
+    namesakes = [m for m in mountinfo.sessfs_mounts() if m.source == mount.source and m.device != mount.device]
+    if lock_held(source) and not namesakes:
+        return Home(source)
+    identity = _ask(place)
+    if identity is None:
+        return Home(source)
+    if identity.state_dir is None:
+        return Home(source, identity.pid, f"({source}) was removed", is_there=False)
+    now = Path(identity.state_dir)
+    with contextlib.suppress(OSError):
+        if os.path.samefile(source, now):
+            return Home(source, identity.pid)
+    return Home(now, identity.pid, f"was renamed from {source} to {now}")
+
+
+def _ask(place: Path) -> _Identity | None:
+    """Which daemon serves the mount; None if none answers, or one that can't say."""
+    try:
+        answer = syscalls.within(PROBE_TIMEOUT_S, lambda: os.getxattr(place, IDENTITY_XATTR), f"asking {place}")
+        return msgspec.json.decode(answer, type=_Identity)
+    except (OSError, TimeoutError, msgspec.DecodeError, msgspec.ValidationError):
+        return None

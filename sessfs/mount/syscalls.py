@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MNT_DETACH = 2
+SYNC_FILE_RANGE_ALL = 7
+"""Wait for what is being written, write, and wait for that."""
 UMOUNT_NOFOLLOW = 8
 CAP_SYS_ADMIN = 21
 
@@ -29,6 +31,21 @@ def syncfs(path: str) -> None:
         _libc_call("syncfs", path, ctypes.c_int(fd))
     finally:
         os.close(fd)
+
+
+def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
+    """A descriptor of the file that *handle*, a struct file_handle, stands for. Only root may. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd: int = libc.open_by_handle_at(ctypes.c_int(mount_fd), ctypes.c_char_p(handle), ctypes.c_int(flags))
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return fd
+
+
+def write_back(fd: int) -> None:
+    """Write out what the kernel holds of the file, without the lock that a sync of it, or a write, has. OSError."""
+    whole = (ctypes.c_int64(0), ctypes.c_int64(0))
+    _libc_call("sync_file_range", f"descriptor {fd}", ctypes.c_int(fd), *whole, ctypes.c_uint(SYNC_FILE_RANGE_ALL))
 
 
 def may_mount() -> bool:

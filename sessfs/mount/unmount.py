@@ -13,7 +13,7 @@ import msgspec
 
 from sessfs.errors import LocalStoreError, MountBusy, NoRights, NotMounted
 from sessfs.local.state import read_unsent
-from sessfs.mount import mountinfo, openers, preflight, syscalls
+from sessfs.mount import control, mountinfo, openers, preflight, syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -31,6 +31,8 @@ class Unmounted(msgspec.Struct, frozen=True):
     state_dir: str
     was_dead: bool
     """The daemon had gone before: the mount was detached, and the next mount recovers what it left."""
+    trouble: str = ""
+    """What had happened to the state directory while it was mounted; empty for nothing."""
     unsent: str = ""
     """Sessions of which the remote lacks something, and why; empty for none."""
 
@@ -46,7 +48,8 @@ def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float
     """
     deadline = time.monotonic() + timeout_s
     place = mountinfo.resolve(mountpoint)
-    state_dir = preflight.find_state(place)
+    home = preflight.find_home(place)
+    state_dir = home.state_dir
     try:
         alive = preflight.answers(place)
     except TimeoutError as exc:
@@ -67,20 +70,28 @@ def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float
         except OSError as exc:
             # The kernel has given those pages up already: staying mounted would not bring them back.
             lost = str(exc.strerror)
-        syscalls.within(_left(deadline), lambda: commit(state_dir, _left(deadline)), "the durable commit")
+        if (state_dir / control.SOCKET_NAME).exists():
+            syscalls.within(_left(deadline), lambda: commit(state_dir, _left(deadline)), "the durable commit")
+        # Else nobody can ask for it. The daemon does that by itself once it is unmounted.
     except TimeoutError as exc:
         raise MountBusy(f"{place} is still mounted: {exc}; it goes on, so run `sessfs umount` again") from exc
     except PermissionError as exc:
         raise NoRights(f"{place} may not be read by uid {os.geteuid()}: unmount as the user who mounted it") from exc
-    with _process_of(state_dir) as pidfd:
+    with _process_of(home) as pidfd:
         _detach_busy_named(place, min(deadline, time.monotonic() + BUSY_PATIENCE_S))
-        _wait_ended(pidfd, state_dir, deadline, timeout_s)
+        _wait_ended(pidfd, home, deadline, timeout_s)
+    if not home.is_there:
+        raise LocalStoreError(
+            f"{place} is unmounted, but its state directory {home.trouble} while it was mounted, and what was in it is "
+            "lost; what a remote has can be mounted again, with another state directory"
+        )
     if lost:
         raise LocalStoreError(
             f"{place} is unmounted, but writes to it had failed before ({lost}) and are lost; {state_dir}/sessfs.log "
-            "says which"
+            "names the files"
         )
-    return Unmounted(str(place), str(state_dir), was_dead=False, unsent=read_unsent(state_dir))
+    trouble = f"the state directory {home.trouble} while it was mounted" if home.trouble else ""
+    return Unmounted(str(place), str(state_dir), was_dead=False, trouble=trouble, unsent=read_unsent(state_dir))
 
 
 def _left(deadline: float) -> float:
@@ -88,9 +99,11 @@ def _left(deadline: float) -> float:
 
 
 @contextlib.contextmanager
-def _process_of(state_dir: Path) -> Iterator[int | None]:
-    """A pidfd of the daemon that holds the lock of *state_dir*; None if there is none any more."""
-    pid = preflight.daemon_pid(state_dir) if preflight.lock_held(state_dir) else None
+def _process_of(home: preflight.Home) -> Iterator[int | None]:
+    """A pidfd of the daemon; None if there is none any more."""
+    pid = home.pid
+    if pid is None and preflight.lock_held(home.state_dir):
+        pid = preflight.daemon_pid(home.state_dir)
     pidfd = None
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -144,8 +157,9 @@ def _busy_message(place: Path, busy: list[openers.Opener], problem: str) -> str:
     return f"{place} is still mounted: in use by {names}{more}; end them and run `sessfs umount` again"
 
 
-def _wait_ended(pidfd: int | None, state_dir: Path, deadline: float, timeout_s: float) -> None:
+def _wait_ended(pidfd: int | None, home: preflight.Home, deadline: float, timeout_s: float) -> None:
     """Return when the daemon has ended and the lock of its state is free. Raises MountBusy at *deadline*."""
+    state_dir = home.state_dir
     if pidfd is not None:
         readable, _, _ = select.select([pidfd], [], [], _left(deadline))
         if not readable:
@@ -153,7 +167,8 @@ def _wait_ended(pidfd: int | None, state_dir: Path, deadline: float, timeout_s: 
                 f"it is unmounted, but after {timeout_s:g} s the daemon (pid {preflight.daemon_pid(state_dir)}) is "
                 f"still finishing its work on {state_dir}; {state_dir}/sessfs.log says what"
             )
-    while preflight.lock_held(state_dir):
+    # Where a removed directory was, another daemon may have its state by now.
+    while home.is_there and preflight.lock_held(state_dir):
         if time.monotonic() >= deadline:
             raise MountBusy(f"it is unmounted, but a process still holds {state_dir}/lock")
         time.sleep(0.02)

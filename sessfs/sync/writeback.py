@@ -145,9 +145,9 @@ class Writeback(Generic[FrozenT]):
         """
         await self._ready()
         async with self.busy:
-            await self._flush_kernel()
             await self._prepare()
             await self._settle_outbox()
+            await self._flush_kernel()
             round_ = Round[FrozenT]()
             try:
                 self._cutter.cut(round_)

@@ -18,7 +18,7 @@ import trio
 from sessfs.errors import LocalStoreError, SessfsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
     from concurrent.futures import Executor
 
     from sessfs.local.chunkstore import References
@@ -110,6 +110,9 @@ class Committer:
         """
         self._undeleted = False
         """True while there are hot files that could not be removed."""
+        self.write_back: Callable[[Sequence[Ino]], Awaitable[None]] | None = None
+        """Has the kernel hand over what it holds of files; None where there is no kernel that holds any."""
+        self._bringing = trio.Lock()
         self.n_commits = 0
         self.writing = trio.Lock()
         """Held while a batch is written; whoever else holds it keeps commits waiting."""
@@ -126,9 +129,11 @@ class Committer:
         self._asked.set()
         await outcome.wait()
 
-    def needs_sync(self, inode: Inode) -> bool:
-        """True when the file's data, or anything acknowledged before, may not be durable yet."""
-        return self.needs_commit or (inode.hot_no != 0 and inode.unsynced)
+    def needs_sync(self, inode: Inode, *, data_only: bool) -> bool:
+        """True when the file's data, its times unless *data_only*, or anything acknowledged before, may not be durable
+        yet.
+        """
+        return self.needs_commit or _needs_flush(inode, data_only=data_only)
 
     @property
     def needs_commit(self) -> bool:
@@ -142,26 +147,27 @@ class Committer:
         """
         return self._inodes.is_hard_dirty or self._meta.is_dirty or bool(self._hot.failed)
 
-    async def sync_file(self, inode: Inode) -> None:
-        """Return once the file's data, and everything acknowledged before, is durable. Raises LocalStoreError.
+    async def sync_file(self, inode: Inode, *, data_only: bool = True) -> None:
+        """Return once the file's data, its times unless *data_only*, and everything acknowledged before, are durable.
+        Raises LocalStoreError.
 
         Where nothing but sizes and times changed since the last commit, flushing the hot file is enough: the last batch
-        names it, and after a crash the inode takes its length over. That is one flush of the disk, not three. Where all
-        else is in a batch that is being written, flushing beside it is enough: were each sync that comes meanwhile to
-        ask for a batch of its own, writers that sync all the time would never be without one.
+        names it, and after a crash the inode takes over its length and mtime. That is one flush of the disk, not three.
+        Where all else is in a batch that is being written, flushing beside it is enough: were each sync that comes
+        meanwhile to ask for a batch of its own, writers that sync all the time would never be without one.
         """
         if self._must_cut:
             self._awaited[inode.ino] = inode
             await self.commit()
             return
         on_its_way = self._on_its_way
-        if inode.hot_no and inode.unsynced:
-            await self._flush_alone(inode)
+        if _needs_flush(inode, data_only=data_only):
+            await self._flush_alone(inode, data_only=data_only)
         if on_its_way is not None:
             await on_its_way.wait()
 
-    async def _flush_alone(self, inode: Inode) -> None:
-        flush, done = self.start_flush(inode)
+    async def _flush_alone(self, inode: Inode, *, data_only: bool) -> None:
+        flush, done = self.start_flush(inode, data_only=data_only)
         try:
             await trio.to_thread.run_sync(flush)
         except BaseException as exc:
@@ -169,12 +175,16 @@ class Committer:
             raise
         done(None)
 
-    def start_flush(self, inode: Inode) -> tuple[Callable[[], None], Callable[[BaseException | None], None]]:
+    def start_flush(
+        self, inode: Inode, *, data_only: bool = True
+    ) -> tuple[Callable[[], None], Callable[[BaseException | None], None]]:
         """The flush of an inode that `needs_sync` and no commit, in two steps: what may run in any thread (raises
         StoreFull), and what must be called by the request loop after that, with the error if there was one. Raises
         OSError, having begun nothing.
         """
-        flushes, version = self._open_flushes([], [inode]), inode.version
+        self._fileio.ensure_carried(inode)
+        flushes = self._open_flushes([], [inode], data_only=data_only)
+        version, mtime_ns = inode.version, inode.mtime_ns
 
         def work() -> None:
             try:
@@ -189,6 +199,8 @@ class Committer:
                 self._asked.set()
                 return
             _note_synced(inode, version)
+            if not data_only and (inode.version, inode.mtime_ns) == (version, mtime_ns):
+                inode.times_unsynced = False
             if flushes.names is not None:
                 self._hot.names_synced(flushes.names)
 
@@ -205,6 +217,8 @@ class Committer:
             try:
                 await self._write_anew()
                 async with self.writing:
+                    # No other wait between this and the cut.
+                    await self.bring_unwritten()
                     await self._commit_once(outcome)
                 outcome.error = self.failed = None
             except Exception as exc:
@@ -215,6 +229,18 @@ class Committer:
                 outcome.done.set()
             if self.failed is not None:
                 await trio.sleep(RETRY_S)
+
+    async def bring_unwritten(self) -> None:
+        """Return when what programs wrote to files that stand in for others (`Contents.stand_in`) is here, though they
+        have not closed them: before any cut, or it would have nothing in the place of something.
+        """
+        if self.write_back is None:
+            return
+        while self._fileio.replacing.has_unwritten or self._bringing.locked():
+            async with self._bringing:
+                unwritten = self._fileio.replacing.take_unwritten()
+                if unwritten:
+                    await self.write_back([inode.ino for inode in unwritten])
 
     async def _write_anew(self) -> None:
         """Give new hot files to inodes whose flush failed: the system takes the content for written, so that without
@@ -334,7 +360,7 @@ class Committer:
         self._on_its_way = outcome if is_more else None
         return _Cut(batch, flushes, ordered, [(inode, inode.version) for inode in beside], retired, refused)
 
-    def _open_flushes(self, ordered: Sequence[Inode], beside: Sequence[Inode]) -> _Flushes:
+    def _open_flushes(self, ordered: Sequence[Inode], beside: Sequence[Inode], *, data_only: bool = True) -> _Flushes:
         """What is to be flushed before the batch, and beside it; the directory of the hot files with either, if it is
         to be. Raises OSError, having opened nothing. What is not opened here can be later: a hot file goes only when a
         later batch is durable, or this one, and its number is never used again.
@@ -344,7 +370,7 @@ class Committer:
             for flushes, inodes in ((found.first, ordered), (found.beside, beside)):
                 for inode in inodes:
                     is_room = len(found.first) + len(found.beside) < MAX_OPEN
-                    flushes.append(self._hot.flush(inode.ino, inode.hot_no, now=is_room))
+                    flushes.append(self._hot.flush(inode.ino, inode.hot_no, now=is_room, data_only=data_only))
             names = self._hot.flush_names() if found.first or found.beside else None
         except BaseException:
             found.close()
@@ -370,6 +396,10 @@ class Committer:
     def is_dirty(self) -> bool:
         """True when something acknowledged is in no batch yet."""
         return self._inodes.is_dirty or self._meta.is_dirty
+
+
+def _needs_flush(inode: Inode, *, data_only: bool) -> bool:
+    return inode.hot_no != 0 and (inode.unsynced or (inode.times_unsynced and not data_only))
 
 
 def _note_synced(inode: Inode, version: int) -> None:

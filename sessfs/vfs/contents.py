@@ -9,6 +9,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from sessfs.vfs.ranges import subtract, total
+from sessfs.vfs.replacing import Replacing
 from sessfs.vfs.retirement import Retirement
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Contents:
         self.hot_inodes: dict[Ino, Inode] = {}
         """Every inode that has a hot file, in the order of its last change."""
         self.retirement = Retirement()
+        self.replacing = Replacing()
 
     def make_hot(self, inode: Inode, start: int, end: int) -> None:
         """[start, end) is in the hot file from now on, and no longer cold."""
@@ -63,6 +65,7 @@ class Contents:
             number = self._inodes.allocate_number()
             self._hot.create(inode.ino, number, inode.size)
             inode.hot_no = number
+            inode.carried = inode.times_unsynced = False
             self._inodes.touch(inode)
         inode.changed_s = self._monotonic_s()
         self.hot_inodes.pop(inode.ino, None)
@@ -75,18 +78,41 @@ class Contents:
         inode.hot_no = number
         inode.unsynced = True
         self.order(inode)
+        if inode.carried:
+            self.carry_times(inode)
         self._inodes.touch(inode, noted=False)
 
-    def note_change(self, inode: Inode, size: int, *, soft: bool = False) -> None:
-        """The content changed, and has *size* bytes now; *soft* as in `Inodes.touch`."""
+    def note_change(self, inode: Inode, size: int, *, soft: bool = False, is_timed: bool = True) -> None:
+        """The content changed, and has *size* bytes now; *soft* as in `Inodes.touch`. Unless it *is_timed*, somebody
+        else notes when: the kernel, which sends the times of what it has in its cache, and sends none where they are
+        what they were. A time of ours would be seen once the kernel has forgotten its own.
+        """
         now = self._clock_ns()
         delta = size - inode.size
         inode.size = size
-        inode.mtime_ns = inode.ctime_ns = now
+        if is_timed:
+            inode.mtime_ns = inode.ctime_ns = now
         inode.version += 1
         inode.unsynced = True
+        inode.carried = False
+        if self.replacing.awaits(inode):
+            self.order(inode)
         self._inodes.touch(inode, soft=soft)
         self._inodes.account(inode.session, 0, delta if inode.nlink else 0, now)
+
+    def carry_times(self, inode: Inode) -> bool:
+        """Have the hot file carry the inode's mtime as its own, for a crash before the next batch; False if there is
+        no hot file. A write to the hot file ends that: its mtime is then the time of the write.
+        """
+        if not inode.hot_no:
+            return False
+        inode.carried = inode.times_unsynced = True
+        return self._hot.set_mtime(inode.ino, inode.hot_no, inode.mtime_ns)
+
+    def ensure_carried(self, inode: Inode) -> None:
+        """`carry_times`, if the hot file does not: when the inode's times are known to be right."""
+        if not inode.carried:
+            self.carry_times(inode)
 
     def drop_privileges(self, inode: Inode) -> None:
         """Clear set-user-id, and set-group-id where the group may execute, as a write or truncate by a user does."""
@@ -99,6 +125,7 @@ class Contents:
 
     def discard(self, inode: Inode) -> None:
         """Give up all content: references go with the next batch, the hot file once that batch is durable."""
+        self.replacing.end(inode)
         if inode.cold:
             self.drop_recipe(inode)
             inode.cold = []
@@ -109,11 +136,28 @@ class Contents:
         """The inode no longer needs its hot file; the file goes when the next batch is durable."""
         self.retirement.retire(inode.ino, inode.hot_no)
         inode.hot_no = 0
-        inode.unsynced = inode.ordered = False
+        inode.unsynced = inode.ordered = inode.carried = inode.times_unsynced = False
         self._ordered.pop(inode.ino, None)
         self.hot_inodes.pop(inode.ino, None)
 
     # -- durability
+
+    def stand_in(self, inode: Inode) -> None:
+        """The inode's content takes the place of one that may be durable, under its name or as its own: whatever a
+        crash leaves is the one or the other. Does nothing for directories and the like.
+        """
+        if not stat.S_ISREG(inode.mode):
+            return
+        self.order(inode)
+        if inode.opens:
+            self.replacing.begin(inode, at_once=True)
+
+    def note_handed_over(self, inode: Inode) -> None:
+        """Somebody closed the file, or syncs it: the kernel has sent its pages and times before."""
+        self.ensure_carried(inode)
+        self.replacing.note_synced(inode)
+        if not inode.opens and self.replacing.end(inode):
+            self.order(inode)
 
     def order(self, inode: Inode) -> None:
         """The next commit flushes the inode's hot file first."""
@@ -129,6 +173,7 @@ class Contents:
         self._ordered.clear()
         for inode in ordered:
             inode.ordered = inode.unsynced = False
+        self.replacing.note_flushed(ordered)
         return ordered
 
     def restore_ordered(self, inodes: list[Inode]) -> None:
@@ -158,6 +203,14 @@ class Contents:
             if not inode.cold:
                 self.drop_recipe(inode)
         self._inodes.touch(inode)
+
+    def take_mtime(self, inode: Inode, mtime_ns: int) -> None:
+        """The hot file, after a crash, has this mtime. If that is later than all that the inode's record knows of, the
+        file was synced, or at least written to, after the record was made: the time counts with the bytes.
+        """
+        if inode.ctime_ns < mtime_ns <= self._clock_ns():
+            inode.mtime_ns = inode.ctime_ns = mtime_ns
+            self._inodes.touch(inode)
 
     def adopt_hot_files(self) -> None:
         """Adopt every hot file of a state that was closed cleanly."""

@@ -167,10 +167,10 @@ class FileIO(Contents):
             and self._hot.allocated_bytes(inode.ino, inode.hot_no) > COPY_MAX_BYTES
         )
 
-    async def write(self, inode: Inode, offset: int, content: bytes | memoryview) -> int:
+    async def write(self, inode: Inode, offset: int, content: bytes | memoryview, *, is_timed: bool = True) -> int:
         """Write all of *content*; returns its length. Acknowledged means: survives the application, and the daemon
-        once the next commit has named its hot file; durable only after fsync. Raises StoreFull, or PosixError EDQUOT
-        or EFBIG (nothing changed).
+        once the next commit has named its hot file; durable only after fsync. *is_timed* as for `note_change`. Raises
+        StoreFull, or PosixError EDQUOT or EFBIG (nothing changed).
         """
         end = offset + len(content)
         self._require_room(inode, end)
@@ -189,7 +189,7 @@ class FileIO(Contents):
             raise
         if touched:
             self.make_hot(inode, touched[0].start, touched[-1].end)
-        self.note_change(inode, max(end, inode.size), soft=True)
+        self.note_change(inode, max(end, inode.size), soft=True, is_timed=is_timed)
         return len(content)
 
     def _require_room(self, inode: Inode, end: int) -> None:
@@ -248,9 +248,9 @@ class FileIO(Contents):
             if extent.is_hole:
                 self.make_hot(inode, extent.start, extent.end)
 
-    async def truncate(self, inode: Inode, size: int) -> None:
-        """Set the size: what is cut off is gone, what is added reads as zeros. Raises StoreFull, or PosixError EDQUOT
-        or EFBIG, for growth only.
+    async def truncate(self, inode: Inode, size: int, *, is_timed: bool = True) -> None:
+        """Set the size: what is cut off is gone, what is added reads as zeros. *is_timed* as for `note_change`. Raises
+        StoreFull, or PosixError EDQUOT or EFBIG, for growth only.
         """
         if size > inode.size:
             self._require_room(inode, size)
@@ -260,7 +260,7 @@ class FileIO(Contents):
             else:
                 self.quota.shrunk(inode)
         if size == 0:
-            self._clear(inode)
+            self._clear(inode, is_timed=is_timed)
             return
         await self._unshare(inode)
         while missing := self._cut_cold(inode, size):
@@ -268,12 +268,15 @@ class FileIO(Contents):
             await self._unshare(inode)
         self.ensure_hot(inode)
         self._hot.truncate(inode.ino, inode.hot_no, size)
-        self.note_change(inode, size)
+        self.note_change(inode, size, is_timed=is_timed)
 
-    def _clear(self, inode: Inode) -> None:
+    def _clear(self, inode: Inode, *, is_timed: bool) -> None:
+        had_content = inode.size > 0
         self.discard(inode)
         inode.cold = []
-        self.note_change(inode, 0)
+        self.note_change(inode, 0, is_timed=is_timed)
+        if had_content:
+            self.replacing.begin(inode, at_once=False)
 
     def _cut_cold(self, inode: Inode, size: int) -> list[ChunkId]:
         """Take the extents at and after *size* out of the cold ranges; the one that *size* divides becomes hot."""

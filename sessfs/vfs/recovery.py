@@ -23,8 +23,9 @@ def reconcile_hot_files(inodes: Inodes, hot: HotFiles, fileio: FileIO) -> None:
     """Make inodes and hot files agree again.
 
     A hot file's length is its inode's size, and what reached the hot file after the last commit counts; so the inode
-    takes over the length. Hot files that no inode names are deleted. An inode whose hot file is missing was never
-    flushed: its content is zeros there, as on other filesystems, and a new hot file says so.
+    takes over the length, and the mtime if that is later than what was committed. Hot files that no inode names are
+    deleted. An inode whose hot file is missing was never flushed: its content is zeros there, as on other filesystems,
+    and a new hot file says so.
     """
     on_disk = {(ino, number): length for ino, number, length in hot.iter_files()}
     for inode in [i for i in inodes.iter_inodes() if i.hot_no]:
@@ -33,8 +34,11 @@ def reconcile_hot_files(inodes: Inodes, hot: HotFiles, fileio: FileIO) -> None:
         if length is None:
             log.warning("inode %d lost %d bytes that were never flushed", kept.ino, kept.size)
             hot.create(kept.ino, kept.hot_no, kept.size)
-        elif length != kept.size:
-            fileio.take_length(kept, length)
+        else:
+            if length != kept.size:
+                fileio.take_length(kept, length)
+            fileio.take_mtime(kept, hot.mtime_ns(kept.ino, kept.hot_no))
+        fileio.carry_times(kept)
         fileio.adopt(kept)
     for ino, number in on_disk:
         hot.delete(ino, number)

@@ -28,12 +28,10 @@ class Renames:
         self._inodes = inodes
         self._clock_ns = clock_ns
 
-    def rename(
-        self, old_parent: Ino, old_name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0
-    ) -> Inode | None:
+    def rename(self, old_parent: Ino, old_name: bytes, new_parent: Ino, new_name: bytes, flags: int = 0) -> list[Inode]:
         """rename(2) with RENAME_NOREPLACE and RENAME_EXCHANGE (EINVAL for other flags, nothing changed).
 
-        Returns the inode that took an existing file's name, whose data a commit must flush first, or None.
+        Returns the inodes that took a name which was another's: their content stands in for that.
         """
         if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
             raise PosixError(errno.EINVAL, f"rename flags {flags:#x} are not supported")
@@ -48,15 +46,15 @@ class Renames:
                 raise PosixError(errno.ENOENT)
             self._check_move(target, source_dir)
             self._exchange(inode, source_dir, old_name, target, target_dir, new_name)
-            return None
+            return [inode, target]
         if target is inode:
-            return None
+            return []
         if target is not None:
             if flags & RENAME_NOREPLACE:
                 raise PosixError(errno.EEXIST)
             self._check_replace(inode, target)
         self._move(inode, source_dir, old_name, target, target_dir, new_name)
-        return inode if target is not None and stat.S_ISREG(inode.mode) else None
+        return [inode] if target is not None else []
 
     def _check_move(self, inode: Inode, target_dir: Inode) -> None:
         if inode.session != self._names.session_in(target_dir, inode):

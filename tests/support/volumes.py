@@ -115,9 +115,8 @@ class Box:
         await self.volume.fileio.truncate(self.get(path), size)
 
     def rename(self, old: bytes, new: bytes, flags: int = 0) -> None:
-        moved = self.volume.renames.rename(*self.split(old), *self.split(new), flags)
-        if moved is not None:
-            self.volume.fileio.order(moved)
+        for moved in self.volume.renames.rename(*self.split(old), *self.split(new), flags):
+            self.volume.fileio.stand_in(moved)
 
     def link(self, old: bytes, new: bytes) -> None:
         self.volume.namespace.link(self.get(old).ino, *self.split(new))

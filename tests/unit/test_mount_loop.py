@@ -66,7 +66,7 @@ class Handlers:
         raise KeyError("nobody hears of it")
 
     @changing
-    async def write(self, fh: int, off: int, buf: memoryview, *, kills_set_id: bool) -> int:
+    async def write(self, fh: int, off: int, buf: memoryview, *, kills_set_id: bool, is_cached: bool) -> int:
         if fh == 2:
             await in_task()
             await self.go.wait()
@@ -78,7 +78,7 @@ class Handlers:
         return [b"ab"] * fh
 
     @handler
-    async def fsync(self, fh: int) -> Flush:
+    async def fsync(self, fh: int, *, data_only: bool) -> Flush:
         def work() -> None:
             if fh == 2:
                 raise OSError(errno.ENOSPC, "full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from sessfs.errors import LocalStoreError
 from sessfs.sync.fsck import check_state
 from sessfs.vfs import recovery, volume
-from tests.support.volumes import assert_clean, open_box, wait_until
+from tests.support.volumes import Clock, assert_clean, open_box, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -264,3 +265,26 @@ async def test_state_whose_recovery_failed_is_not_marked_as_closed(
         assert not box.volume.state.was_clean
         await remove_all(box)
     assert_clean(left)
+
+
+async def test_recovery_takes_over_a_later_mtime_of_the_hot_file_and_no_other(tmp_path: Path) -> None:
+    left, number = await make(tmp_path)
+    async with open_box(left) as box:
+        inode = box.get(b"s/f")
+        mtime_ns, ctime_ns = inode.mtime_ns, inode.ctime_ns
+    (left / "clean").unlink()
+    for found, expected in (
+        (ctime_ns - 1, mtime_ns),
+        (ctime_ns, mtime_ns),
+        (ctime_ns + 500, ctime_ns + 500),
+        # Such a time was set, and is in the record if it was not lost with the power.
+        (ctime_ns + 10**15, mtime_ns),
+    ):
+        copy = tmp_path / f"copy{found}"
+        shutil.copytree(left, copy)
+        os.utime(hot_path(copy, number), ns=(found, found))
+        clock = Clock()
+        clock.advance(10)
+        async with open_box(copy, clock=clock) as box:
+            assert box.get(b"s/f").mtime_ns == expected
+            assert await box.read(b"s/f") == EXPECTED
