@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pyfuse3 import FUSEError
 
 from sessfs.chrome import wants_direct_io
+from sessfs.errors import SessfsError
 from sessfs.local.reserved import is_reserved, is_view
 from sessfs.mount.adapter import CACHE_TIMEOUT_S, Adapter
 from sessfs.mount.boundary import changing, handler, in_task
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
 
     from sessfs.format.chunk import Buffer
+    from sessfs.local.inodes import Inode
     from sessfs.mount.fusewire import RequestContext, Wanted
     from sessfs.sessions.lastuse import LastUse
+    from sessfs.sessions.starting import Starts
     from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
 
@@ -64,9 +67,17 @@ class SessionOperations(Adapter):
     """
 
     def __init__(
-        self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None, last_use: LastUse
+        self,
+        volume: Volume,
+        clock_ns: Callable[[], int],
+        sessions: SessionDirectory | None,
+        last_use: LastUse,
+        *,
+        starts: Starts | None = None,
+        note_suspect: Callable[[Ino, str], None] = lambda session, why: None,
     ) -> None:
-        super().__init__(volume, clock_ns, sessions, last_use)
+        """See Adapter."""
+        super().__init__(volume, clock_ns, sessions, last_use, starts=starts, note_suspect=note_suspect)
         self._dirs: dict[int, _DirHandle] = {}
         self._next_dir = 1
 
@@ -75,7 +86,7 @@ class SessionOperations(Adapter):
     @handler
     async def lookup(self, parent_inode: InodeT, name: FileNameT) -> bytes:
         """A missing name is answered by an entry without inode, which the kernel remembers."""
-        await self._reach(Ino(parent_inode), name)
+        await self._reach_to_look(Ino(parent_inode), name)
         inode = self._names.lookup(Ino(parent_inode), name)
         if inode is None or (parent_inode == ROOT_INO and is_reserved(name) and not is_view(name)):
             return pack_no_entry(CACHE_TIMEOUT_S)
@@ -104,6 +115,7 @@ class SessionOperations(Adapter):
     async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext) -> bytes:
         """A symlink."""
         await self._claim(Ino(parent_inode), name)
+        await self._admit(Ino(parent_inode), name)
         return self._entry(self._names.make_symlink(Ino(parent_inode), name, target, Owner(ctx.uid, ctx.gid)))
 
     @changing
@@ -161,9 +173,7 @@ class SessionOperations(Adapter):
         if wanted.size is not None:
             if not stat.S_ISREG(node.mode):
                 raise FUSEError(errno.EINVAL)
-            if not self._fileio.can_truncate(node, wanted.size):
-                await in_task()
-            await self._fileio.truncate(node, wanted.size)
+            await self._resize(node, wanted.size)
             if wanted.kills_set_id:
                 self._fileio.drop_privileges(node)
         if wanted.mode is not None:
@@ -182,6 +192,15 @@ class SessionOperations(Adapter):
         self._inodes.touch(node, soft=_only_kernel_times(wanted, now))
         self._inodes.account(node.session, 0, 0, now)
         return self._attributes(node)
+
+    async def _resize(self, node: Inode, size: int) -> None:
+        try:
+            if not self._fileio.can_truncate(node, size):
+                await in_task()
+            await self._fileio.truncate(node, size)
+        except (SessfsError, OSError) as exc:
+            self._suspect(node, exc)
+            raise
 
     @changing
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, flags: FlagT) -> None:
@@ -252,18 +271,26 @@ class SessionOperations(Adapter):
         """Bytes of the file, maybe in pieces; fewer only at its end."""
         node = self._names.get(Ino(fh))
         parts: list[Buffer] = []
-        if not self._fileio.try_read(node, off, size, parts):
-            return parts
-        await in_task()
-        return await self._fileio.read(node, off, size)
+        try:
+            if not self._fileio.try_read(node, off, size, parts):
+                return parts
+            await in_task(node.session)
+            return await self._fileio.read(node, off, size)
+        except (SessfsError, OSError) as exc:
+            self._suspect(node, exc)
+            raise
 
     @changing
     async def write(self, fh: FileHandleT, off: int, buf: bytes | memoryview, *, kills_set_id: bool) -> int:
         """Write all of *buf*; *kills_set_id* says that who writes may not keep set-user-id and set-group-id bits."""
         node = self._names.get(Ino(fh))
-        if not self._fileio.can_write(node, off, len(buf)):
-            await in_task()
-        written = await self._fileio.write(node, off, buf)
+        try:
+            if not self._fileio.can_write(node, off, len(buf)):
+                await in_task()
+            written = await self._fileio.write(node, off, buf)
+        except (SessfsError, OSError) as exc:
+            self._suspect(node, exc)
+            raise
         if kills_set_id and node.mode & SUID_SGID:
             self._fileio.drop_privileges(node)
         return written
@@ -317,7 +344,8 @@ class SessionOperations(Adapter):
                 directory.pages = self._sessions.iter_pages()
         parts: list[bytes] = []
         position = start_id
-        while position < len(directory.names) or await self._turn_page(directory):
+        # Nothing waits once there is something to answer: were it interrupted, that would be lost.
+        while position < len(directory.names) or (not parts and await self._turn_page(directory)):
             name = directory.names[position]
             inode = self._names.lookup(directory.ino, name)
             position += 1
@@ -338,7 +366,12 @@ class SessionOperations(Adapter):
         """Take in the next names that only the remote has; False when there are no more."""
         while directory.pages is not None:
             await in_task()
-            page = await anext(directory.pages, None)
+            try:
+                page = await anext(directory.pages, None)
+            except BaseException:
+                # It is used up, and would seem to have no more: what comes after begins anew.
+                directory.pages = self._sessions.iter_pages() if self._sessions is not None else None
+                raise
             if page is None:
                 directory.pages = None
             elif page:
