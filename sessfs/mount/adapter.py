@@ -19,7 +19,7 @@ from sessfs.remote.patience import ANSWERS
 from sessfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from pyfuse3 import FlagT
 
@@ -33,6 +33,39 @@ if TYPE_CHECKING:
 CACHE_TIMEOUT_S = 86_400
 LOOK_S = 2.0
 """So long a look at a session's name waits for what is in it."""
+
+
+class DirHandle:
+    """One open directory: the names as they were when it was opened or rewound."""
+
+    __slots__ = ("_pages", "_start", "ino", "names")
+
+    def __init__(self, ino: Ino) -> None:
+        self.ino = ino
+        self.names: list[bytes] = []
+        self._start: Callable[[], AsyncIterator[list[bytes]]] | None = None
+        self._pages: AsyncIterator[list[bytes]] | None = None
+
+    def go_on_with(self, start: Callable[[], AsyncIterator[list[bytes]]]) -> None:
+        """After `names` come those of the pages that *start* begins to give."""
+        self._start, self._pages = start, start()
+
+    async def turn_page(self) -> bool:
+        """Take in the next names that only the remote has; False when there are no more. Raises RemoteError."""
+        while self._start is not None and self._pages is not None:
+            await in_task()
+            try:
+                page = await anext(self._pages, None)
+            except BaseException:
+                # It is used up, and would seem to have no more: what comes after begins anew.
+                self._pages = self._start()
+                raise
+            if page is None:
+                self._pages = None
+            elif page:
+                self.names.extend(page)
+                return True
+        return False
 
 
 class Adapter:
@@ -64,6 +97,8 @@ class Adapter:
         self._committer = volume.committer
         self._space = volume.space
         self._clock_ns = clock_ns
+        self._dirs: dict[int, DirHandle] = {}
+        self._next_dir = 1
         self.requests: Counter[str] = Counter()
         """Requests served so far, by kind."""
         self.faults = faults_from_environment()
@@ -85,13 +120,20 @@ class Adapter:
             return
         if ino in self._sessions.stubs:
             await in_task()
-            await self._sessions.load_whenever(ino)
+            await self._load_whenever(self._sessions, ino)
         if ino == ROOT_INO and name is not None and not is_reserved(name):
             await in_task()
             await self._sessions.find(name)
             dentry = self._inodes.find_dentry(ROOT_INO, name)
             if dentry is not None and dentry.ino in self._sessions.stubs:
                 await self._sessions.load(dentry.ino)
+
+    async def _load_whenever(self, sessions: SessionDirectory, session: Ino) -> None:
+        """Load the session's tree, however long the remote does not answer."""
+        if self._fileio.patience is None:
+            await sessions.load(session)
+        else:
+            await self._fileio.patience.persist(session, lambda: sessions.load(session))
 
     async def _reach_to_look(self, ino: Ino, name: bytes) -> None:
         """`_reach`, for a look that is content with a session of which nothing but the name is here: if the remote does
@@ -127,6 +169,15 @@ class Adapter:
         """The file's bytes were needed, and that was raised: if they are damaged or gone, its session is suspect."""
         if isinstance(exc, StoreCorrupt | RemoteError) or (isinstance(exc, OSError) and exc.errno == errno.EIO):
             self._note_suspect(inode.session, f"inode {inode.ino}: {exc}")
+
+    async def _resize(self, node: Inode, size: int) -> None:
+        try:
+            if not self._fileio.can_truncate(node, size):
+                await in_task()
+            await self._fileio.truncate(node, size)
+        except (SessfsError, OSError) as exc:
+            self._suspect(node, exc)
+            raise
 
     # -- opening
 

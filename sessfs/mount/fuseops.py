@@ -16,7 +16,7 @@ from pyfuse3 import FUSEError
 from sessfs.chrome import wants_direct_io
 from sessfs.errors import SessfsError
 from sessfs.local.reserved import is_reserved, is_view
-from sessfs.mount.adapter import CACHE_TIMEOUT_S, Adapter
+from sessfs.mount.adapter import CACHE_TIMEOUT_S, Adapter, DirHandle
 from sessfs.mount.boundary import changing, handler, in_task
 from sessfs.mount.flushers import Flush
 from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_dirent, pack_no_entry, pack_open_directory
@@ -25,30 +25,14 @@ from sessfs.vfs.fileio import SUID_SGID
 from sessfs.vfs.namespace import NAME_MAX_BYTES, Owner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Sequence
 
     from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
 
     from sessfs.format.chunk import Buffer
-    from sessfs.local.inodes import Inode
     from sessfs.mount.fusewire import RequestContext, Wanted
-    from sessfs.sessions.lastuse import LastUse
-    from sessfs.sessions.starting import Starts
-    from sessfs.sync.restore import SessionDirectory
-    from sessfs.vfs.volume import Volume
 
 KERNEL_TIMES_NS = 60 * 10**9
-
-
-class _DirHandle:
-    """One open directory: the names as they were when it was opened or rewound."""
-
-    __slots__ = ("ino", "names", "pages")
-
-    def __init__(self, ino: Ino) -> None:
-        self.ino = ino
-        self.names: list[bytes] = []
-        self.pages: AsyncIterator[list[bytes]] | None = None
 
 
 def _only_kernel_times(wanted: Wanted, now_ns: int) -> bool:
@@ -65,21 +49,6 @@ class SessionOperations(Adapter):
 
     A handler that must wait says `await in_task()` first: until then it runs to its end at once, in the request loop.
     """
-
-    def __init__(
-        self,
-        volume: Volume,
-        clock_ns: Callable[[], int],
-        sessions: SessionDirectory | None,
-        last_use: LastUse,
-        *,
-        starts: Starts | None = None,
-        note_suspect: Callable[[Ino, str], None] = lambda session, why: None,
-    ) -> None:
-        """See Adapter."""
-        super().__init__(volume, clock_ns, sessions, last_use, starts=starts, note_suspect=note_suspect)
-        self._dirs: dict[int, _DirHandle] = {}
-        self._next_dir = 1
 
     # -- names
 
@@ -192,15 +161,6 @@ class SessionOperations(Adapter):
         self._inodes.touch(node, soft=_only_kernel_times(wanted, now))
         self._inodes.account(node.session, 0, 0, now)
         return self._attributes(node)
-
-    async def _resize(self, node: Inode, size: int) -> None:
-        try:
-            if not self._fileio.can_truncate(node, size):
-                await in_task()
-            await self._fileio.truncate(node, size)
-        except (SessfsError, OSError) as exc:
-            self._suspect(node, exc)
-            raise
 
     @changing
     async def setxattr(self, inode: InodeT, name: XAttrNameT, value: bytes, flags: FlagT) -> None:
@@ -325,7 +285,7 @@ class SessionOperations(Adapter):
         await self._reach(Ino(inode))
         number = self._next_dir
         self._next_dir += 1
-        self._dirs[number] = _DirHandle(Ino(inode))
+        self._dirs[number] = DirHandle(Ino(inode))
         # Sessions come and go without the kernel's doing, so what it knows of the root may be out of date.
         return pack_open_directory(number, cached=inode != ROOT_INO)
 
@@ -341,11 +301,11 @@ class SessionOperations(Adapter):
                 await self._sessions.load_root()
             directory.names = [b".", b"..", *self._names.list_names(directory.ino)]
             if directory.ino == ROOT_INO and self._sessions is not None:
-                directory.pages = self._sessions.iter_pages()
+                directory.go_on_with(self._sessions.iter_pages)
         parts: list[bytes] = []
         position = start_id
         # Nothing waits once there is something to answer: were it interrupted, that would be lost.
-        while position < len(directory.names) or (not parts and await self._turn_page(directory)):
+        while position < len(directory.names) or (not parts and await directory.turn_page()):
             name = directory.names[position]
             inode = self._names.lookup(directory.ino, name)
             position += 1
@@ -361,23 +321,6 @@ class SessionOperations(Adapter):
             if plus and position > 2:
                 self._inodes.remember(inode.ino)
         return b"".join(parts)
-
-    async def _turn_page(self, directory: _DirHandle) -> bool:
-        """Take in the next names that only the remote has; False when there are no more."""
-        while directory.pages is not None:
-            await in_task()
-            try:
-                page = await anext(directory.pages, None)
-            except BaseException:
-                # It is used up, and would seem to have no more: what comes after begins anew.
-                directory.pages = self._sessions.iter_pages() if self._sessions is not None else None
-                raise
-            if page is None:
-                directory.pages = None
-            elif page:
-                directory.names.extend(page)
-                return True
-        return False
 
     @handler
     async def releasedir(self, fh: FileHandleT) -> None:

@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
     from sessfs.config import Settings
     from sessfs.format.manifest import Manifest, ManifestRef
+    from sessfs.local.inodes import Inodes
     from sessfs.remote.node import Node
+    from sessfs.remote.retrying import HealthReport
     from sessfs.sync.fetch import RemoteChunks
     from sessfs.vfs.volume import Volume
 
@@ -70,6 +72,20 @@ def keeping_policy(settings: Settings) -> Policy:
     return Policy(settings.keep_last, settings.keep_hourly, settings.keep_daily)
 
 
+def warn_of_waiting(inodes: Inodes, patience: Patience, health: HealthReport) -> list[str]:
+    """At most one line: who waits for the remote, and what is the matter with it."""
+    waiting = patience.waiting()
+    if not waiting:
+        return []
+    names = sorted((inodes.find_session_name(session) or b".").decode(errors="replace") for session in waiting)
+    more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+    longest_s = max(seconds for _, seconds in waiting.values())
+    return [
+        f"who reads in {', '.join(names[:NAMED_MAX])}{more} waits for what only the remote has, since "
+        f"{longest_s:.0f} s; the remote: {health}"
+    ]
+
+
 class RemoteSide:
     """A volume's remote: everything that runs beside the mount because there is one."""
 
@@ -96,8 +112,7 @@ class RemoteSide:
             drop_file=volume.namespace.drop_root_file,
             rename=volume.rename_session,
         )
-        self.patience = Patience(repository.remote.wait_answer)
-        self.sessions.patience = volume.fileio.patience = self.patience
+        volume.fileio.patience = self.patience = Patience(repository.remote.wait_answer)
         self.writeback = Writeback(
             repository.remote.store,
             repository.envelope,
@@ -337,22 +352,10 @@ class RemoteSide:
             )
         elif self._gate.node is None or self.writeback.failed:
             found.append(f"the remote: {self._trouble()}")
-        found += self._warn_of_waiting()
+        found += warn_of_waiting(self._volume.inodes, self.patience, self._repository.remote.health())
         if self._gate.node is not None and self._gate.node.fenced:
             found.append(f"read-only: another node ({self._gate.node.fenced}) took over the remote")
         return found
-
-    def _warn_of_waiting(self) -> list[str]:
-        waiting = self.patience.waiting()
-        if not waiting:
-            return []
-        names = sorted((self._volume.inodes.find_session_name(s) or b".").decode(errors="replace") for s in waiting)
-        more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
-        longest_s = max(seconds for _, seconds in waiting.values())
-        return [
-            f"who reads in {', '.join(names[:NAMED_MAX])}{more} waits for what only the remote has, since "
-            f"{longest_s:.0f} s; the remote: {self._repository.remote.health()}"
-        ]
 
     def _trouble(self) -> str:
         if self._gate.node is None:

@@ -10,6 +10,7 @@ import errno
 import logging
 import stat
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
@@ -21,7 +22,7 @@ from sessfs.types import ROOT_INO, ChunkId, Ino
 from sessfs.vfs.turns import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Collection
+    from collections.abc import AsyncGenerator, Callable, Collection
 
     from sessfs.local.inodes import Inode, Inodes
     from sessfs.remote.retrying import HealthReport
@@ -102,22 +103,24 @@ class Starts:
 
     async def _missing(self, session: Ino) -> list[ChunkId]:
         """Some chunks of its databases that are not here; none if all are."""
+        found: list[ChunkId] = []
+        async with aclosing(_iter_databases(self._inodes, session)) as databases:
+            async for inode in databases:
+                async with aclosing(self._iter_missing(inode)) as missing:
+                    async for cid in missing:
+                        found.append(cid)
+                        if len(found) == ASK_CHUNKS:
+                            return found
+        return found
+
+    async def _iter_missing(self, inode: Inode) -> AsyncGenerator[ChunkId, None]:
         turns = Turns()
-        async for name, inode in iter_files(self._inodes, session):
-            if inode.path_class != PathClass.TRAVELS or not inode.cold or not is_kept(name):
-                continue
-            found: list[ChunkId] = []
-            recipe = self._inodes.load_recipe(inode)
-            for start, end in list(inode.cold):
-                for extent in recipe.overlapping(start, end):
-                    await turns.take()
-                    if not extent.is_hole and not self._chunks.is_here(extent.chunk):
-                        found.append(extent.chunk)
-                    if len(found) == ASK_CHUNKS:
-                        return found
-            if found:
-                return found
-        return []
+        recipe = self._inodes.load_recipe(inode)
+        for start, end in list(inode.cold):
+            for extent in recipe.overlapping(start, end):
+                await turns.take()
+                if not extent.is_hole and not self._chunks.is_here(extent.chunk):
+                    yield extent.chunk
 
     def warnings(self) -> list[str]:
         """What a person should know: sessions in which no Chrome could start, until one can or the remote answers."""
@@ -134,17 +137,16 @@ class Starts:
         ]
 
 
-async def iter_files(inodes: Inodes, session: Ino) -> AsyncIterator[tuple[bytes, Inode]]:
-    """(name, inode) of every regular file of the session; lets other tasks run in between."""
+async def _iter_databases(inodes: Inodes, session: Ino) -> AsyncGenerator[Inode, None]:
+    """What of the session's files is sealed, travels, and is more than a cache; lets other tasks run in between."""
     turns = Turns()
     stack = [session]
     while stack:
-        directory = stack.pop()
-        for name, dentry in list(inodes.iter_dentries(directory)):
+        for name, dentry in list(inodes.iter_dentries(stack.pop())):
             await turns.take()
             if stat.S_ISDIR(dentry.kind):
                 stack.append(dentry.ino)
-            elif stat.S_ISREG(dentry.kind):
+            elif stat.S_ISREG(dentry.kind) and is_kept(name):
                 inode = inodes.find(dentry.ino)
-                if inode is not None:
-                    yield name, inode
+                if inode is not None and inode.cold and inode.path_class == PathClass.TRAVELS:
+                    yield inode

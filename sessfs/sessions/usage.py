@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from sessfs.local.chunkstore import References
-    from sessfs.local.inodes import Dentry, Inode, Inodes
+    from sessfs.local.inodes import Inode, Inodes
 
 PAGE = 500
 """So many names are listed before others have their turn."""
@@ -74,28 +74,17 @@ async def iter_session_inodes(inodes: Inodes, session: Ino) -> AsyncGenerator[In
         if node is None:
             continue
         yield node
-        async for dentry in _iter_below(inodes, directory):
-            if stat.S_ISDIR(dentry.kind):
-                stack.append(dentry.ino)
-                continue
-            inode = inodes.find(dentry.ino)
-            if inode is None or (inode.nlink > 1 and inode.ino in seen):
-                continue
-            if inode.nlink > 1:
-                seen.add(inode.ino)
-            yield inode
-            await turns.take()
-
-
-async def _iter_below(inodes: Inodes, directory: Ino) -> AsyncGenerator[Dentry, None]:
-    """What is in the directory, page by page."""
-    after: bytes | None = None
-    while page := list(islice(inodes.iter_dentries(directory, after), PAGE)):
-        for _, dentry in page:
-            yield dentry
-        if len(page) < PAGE:
-            return
-        after = page[-1][0]
+        after: bytes | None = None
+        while page := list(islice(inodes.iter_dentries(directory, after), PAGE)):
+            for _, dentry in page:
+                if stat.S_ISDIR(dentry.kind):
+                    stack.append(dentry.ino)
+                elif (inode := inodes.find(dentry.ino)) is not None and inode.ino not in seen:
+                    if inode.nlink > 1:
+                        seen.add(inode.ino)
+                    yield inode
+                await turns.take()
+            after = page[-1][0]
 
 
 async def measure_session(inodes: Inodes, references: References, name: bytes, session: Ino) -> SessionUsage:

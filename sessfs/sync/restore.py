@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from sessfs.local.inodes import Inodes
     from sessfs.local.places import Places
     from sessfs.remote.objectstore import ObjectStore
-    from sessfs.remote.patience import Patience
 
 T = TypeVar("T")
 
@@ -145,8 +144,6 @@ class SessionDirectory:
         """Called with each session whose tree was loaded; set by whoever wants to know."""
         self.forget_name: Callable[[bytes], None] = lambda name: None
         """Has the kernel look up a top-level name again; set by whoever mounts."""
-        self.patience: Patience | None = None
-        """How `load_whenever` waits; set by whoever mounts."""
 
     @property
     def unverified(self) -> Set[Ino]:
@@ -388,13 +385,6 @@ class SessionDirectory:
                 self._drop_stub(session, name)
             self.stubs.discard(session)
         self._loading.pop(session, None)
-
-    async def load_whenever(self, session: Ino) -> None:
-        """`load`, however long the remote does not answer: RemoteError says only what is damaged or gone."""
-        if self.patience is None:
-            await self.load(session)
-        else:
-            await self.patience.persist(session, lambda: self.load(session))
 
     def _drop_stub(self, session: Ino, name: bytes) -> None:
         """Another node has removed the session since its name was heard of."""

@@ -31,9 +31,13 @@ FILES = 8
 PLACES = (1 * MIB, 2 * MIB, 3 * MIB)
 """Where in each file is what nothing fetches ahead."""
 READERS = FILES * len(PLACES)
-AWAY = (Mood.RESET, Mood.SILENT, Mood.DENIED)
+WAIT_S = {Mood.RESET: 23.0, Mood.DENIED: 6.0, Mood.SILENT: 40.0}
+"""Longer than whoever gives up at all would wait in each mood."""
+SOAK = "SESSFS_TEST_OUTAGE" in os.environ
+MOODS = [mood for mood in WAIT_S if SOAK or mood is not Mood.SILENT]
 READ = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 file = os.open(sys.argv[1], os.O_RDONLY)
 sys.stdout.buffer.write(os.pread(file, 4096, int(sys.argv[2])))
 """
@@ -112,9 +116,9 @@ def readers() -> Iterator[Readers]:
         yield Readers(stack)
 
 
-@pytest.mark.parametrize("mood", AWAY, ids=lambda mood: mood.value)
+@pytest.mark.parametrize("mood", MOODS, ids=lambda mood: mood.value)
 def test_reads_wait_until_the_remote_is_back(filled: Bucket, readers: Readers, mood: Mood) -> None:
-    """Longer than anybody who gives up would wait, in a file as in a session of which only the name is here."""
+    """In a file, as in a session of which only the name is here."""
     with filled.mounted() as mounted:
         assert sorted(os.listdir(mounted.path)) == ["cold", "stub"]
         assert len(os.listdir(mounted.path / "cold")) == FILES
@@ -122,7 +126,7 @@ def test_reads_wait_until_the_remote_is_back(filled: Bucket, readers: Readers, m
         with away(filled, mood):
             readers.start_all(mounted.path / "cold")
             readers.start(mounted.path / "stub" / "file", 0, b"in the stub")
-            time.sleep(25)
+            time.sleep(WAIT_S[mood])
             readers.assert_all_wait()
             status = mounted.status()
             assert status["waiting_requests"] > 0
@@ -134,25 +138,23 @@ def test_reads_wait_until_the_remote_is_back(filled: Bucket, readers: Readers, m
         mounted.fsck()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
-def test_whoever_waits_can_be_ended(filled: Bucket, readers: Readers, how: signal.Signals) -> None:
+def test_whoever_waits_can_be_ended(filled: Bucket, readers: Readers) -> None:
     """By any signal that ends a program; nothing of it stays behind that could not be unmounted."""
-    with filled.mounted() as mounted:
+    with filled.mounted("--unmount-timeout", "1s") as mounted:
         assert len(os.listdir(mounted.path)) == 2
         assert len(os.listdir(mounted.path / "cold")) == FILES
         wait_quiet(filled)
-        with away(filled, Mood.RESET):
+        with away(filled, Mood.DENIED):
             readers.start_all(mounted.path / "cold")
-            readers.start(mounted.path / "stub" / "file", 0, b"")
-            readers.start(mounted.path / "stub" / "file", 0, b"")
-            assert posix.eventually(lambda: mounted.status()["waiting_requests"] > 0, 60)
-            time.sleep(1)
+            for _ in range(3):
+                readers.start(mounted.path / "stub" / "file", 0, b"")
+            assert posix.eventually(lambda: mounted.status()["waiting_requests"] > 0, 20)
             readers.assert_all_wait()
-            for process, _ in readers.running:
-                process.send_signal(how)
+            for number, (process, _) in enumerate(readers.running):
+                process.send_signal((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)[number % 3])
             for process, _ in readers.running:
                 process.communicate(timeout=10)
-                assert process.returncode != 0
+                assert process.returncode < 0
             mounted.umount()
 
 
@@ -225,10 +227,12 @@ def test_the_lock_of_a_chrome_without_its_databases_is_refused(bucket: Bucket) -
     with bucket.mounted() as mounted:
         for name in ("gone", "here"):
             (mounted.path / name / "session" / "Default").mkdir(parents=True)
-            (mounted.path / name / "session" / "Default" / "Cookies").write_bytes(name.encode() + FILE)
+            (mounted.path / name / "session" / "Default" / "Cookies").write_bytes(
+                FILE if name == "here" else FILE[::-1]
+            )
         mounted.umount()
     with bucket.mounted() as mounted:
-        assert (mounted.path / "here" / "session" / "Default" / "Cookies").read_bytes() == b"here" + FILE
+        assert (mounted.path / "here" / "session" / "Default" / "Cookies").read_bytes() == FILE
         assert os.listdir(mounted.path / "gone" / "session") == ["Default"]
         wait_quiet(bucket)
         with away(bucket, Mood.RESET):
@@ -265,6 +269,7 @@ def may_lock(mounted: Mounted, name: str) -> bool:
     try:
         lock(mounted, name)
     except OSError as exc:
-        assert exc.errno == errno.EHOSTDOWN
+        if exc.errno != errno.EHOSTDOWN:
+            raise
         return False
     return True
