@@ -25,10 +25,11 @@ from sessfs.mount.boundary import NeedsTask, errno_of, is_changing
 from sessfs.mount.calls import CALLS, INTERRUPT, interrupted_unique
 from sessfs.mount.flushers import Flush, Flushers
 from sessfs.mount.fusewire import IN_HEADER, OUT_HEADER
+from sessfs.mount.loopwatch import watch_from_environment
 from sessfs.mount.waiting import Waiter, Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from sessfs.format.chunk import Buffer
     from sessfs.mount.calls import Call, Header
@@ -79,6 +80,7 @@ class RequestLoop:
         self._waiters: Waiters
         self._ended = False
         self._credit = 0
+        self._watch = watch_from_environment()
         self._flushers: Flushers
         self._scope = trio.CancelScope()
         self._poller = select.poll()
@@ -107,7 +109,7 @@ class RequestLoop:
         """Serve; returns when the kernel has let go of the mount, or after `stop`."""
         os.set_blocking(self._device, False)
         self._flushers = flushers = Flushers()
-        with contextlib.closing(flushers), self._scope:
+        with contextlib.closing(flushers), self._watching(), self._scope:
             async with trio.open_nursery() as nursery:
                 self._waiters = Waiters(nursery, self._finished)
                 while not self._ended:
@@ -119,6 +121,17 @@ class RequestLoop:
                 # Nobody waits for what is still under way.
                 self._waiters.close()
                 nursery.cancel_scope.cancel()
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        if self._watch is None:
+            yield
+            return
+        self._watch.start()
+        try:
+            yield
+        finally:
+            self._watch.stop()
 
     def stop(self) -> None:
         """Have `run` return although the kernel still holds the mount."""
@@ -141,6 +154,8 @@ class RequestLoop:
                 self._serve(size)
             else:
                 self._put_off(size)
+            if self._watch is not None:
+                self._watch.turn("a request")
             if not self._large and not self._more():
                 return
         if self._large:

@@ -9,6 +9,22 @@ import trio
 
 SLICE_S: Final = 0.004
 """So long work goes on before others have their turn; a step of it may take as long again."""
+ALLOWED_MAX: Final = 1000
+AT_ONCE_S: Final = 150e-6
+"""What must be of one instant, as the cut of a session, takes this much CPU time for each file at most; see at_once."""
+allowed_at_once: Final[list[tuple[str, float]]] = []
+"""What has been done at once in the step that is going on, and how many seconds it may have taken: for the watch of the
+tests, which empties it.
+"""
+
+
+def at_once(what: str, items: int) -> None:
+    """What goes on in this step must be of one instant, and is about so many *items*, files or records: nobody else has
+    a turn for as long as it takes.
+    """
+    allowed_at_once.append((what, items * AT_ONCE_S))
+    if len(allowed_at_once) > ALLOWED_MAX:
+        allowed_at_once.clear()
 
 
 class Turns:
