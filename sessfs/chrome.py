@@ -88,6 +88,9 @@ _SQLITE = frozenset(
     b"|Reporting and NEL|Safe Browsing Cookies|ServerCertificate|SharedStorage|Shortcuts|Top Sites|Trust Tokens"
     b"|Web Data".split(b"|")
 )
+_DATABASE = re.compile(
+    rb"(\d{6,}\.(ldb|log|sst)|CURRENT|MANIFEST-\d+|.*\.(db|sqlite)|.*-(journal|wal))\Z", re.DOTALL | re.IGNORECASE
+)
 _LOCK_NAME = b"SingletonLock"
 _LOCKS = frozenset({_LOCK_NAME, b"SingletonCookie", b"SingletonSocket"})
 
@@ -102,9 +105,19 @@ def is_sqlite(name: bytes) -> bool:
     return name in _SQLITE
 
 
+def is_kept(name: bytes) -> bool:
+    """True for what Chrome makes anew, empty, where it can't read it: settings, SQLite, and the files of a LevelDB."""
+    return is_json(name) or is_sqlite(name) or _DATABASE.match(name) is not None
+
+
 def is_lock(name: bytes) -> bool:
     """True for the symlinks of a running Chrome, which let no other start with a copy of the profile."""
     return name in _LOCKS
+
+
+def starts_with(name: bytes) -> bool:
+    """True for the symlink that a Chrome makes first, and without which it ends."""
+    return name == _LOCK_NAME
 
 
 def lock_owner(name: bytes, target: bytes) -> tuple[str, int] | None:

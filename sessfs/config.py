@@ -88,6 +88,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     unmount_timeout_s: float = 30.0
     """How long an unmount waits for the remote to take what is pending; the rest goes on at the next mount."""
     upload_caches: bool = False
+    wait_at_start: bool = False
+    """A Chrome whose databases are only in the remote, which does not answer, waits instead of being refused."""
     grace_s: float = 7 * 86400.0
     """Collection deletes nothing in the remote that is younger."""
     max_sessions: int | None = None
@@ -324,6 +326,7 @@ def _table() -> dict[str, _Setting]:
         _Setting("stale", "stale_s", _positive_duration),
         _Setting("unmount_timeout", "unmount_timeout_s", _positive_duration),
         _Setting("upload_caches", "upload_caches", _switch),
+        _Setting("wait_at_start", "wait_at_start", _switch),
         _Setting("grace", "grace_s", parse_duration),
         _Setting("max_sessions", "max_sessions", _count_or_off),
         _Setting("max_active", "max_active", _count_or_off),

@@ -139,6 +139,9 @@ class MountedStore(Store):
     def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
         self._ask("judge", name, sequence=sequence, verdict=verdict)
 
+    def _checked(self, name: bytes, verdict: str) -> None:
+        self._ask("checked", name, verdict=verdict)
+
     def _rollback(self, name: bytes, sequence: int | None) -> SnapshotRecord:
         return msgspec.convert(self._ask("rollback", name, sequence=sequence), SnapshotRecord)
 

@@ -84,6 +84,9 @@ class RemoteStore(Store):
     def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
         """See Store: a remote is only read."""
 
+    def _checked(self, name: bytes, verdict: str) -> None:
+        """See Store: a remote is only read."""
+
     def status(self) -> dict[str, Any]:
         """See Store."""
         holder = self._bucket.holder

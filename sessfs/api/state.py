@@ -26,10 +26,11 @@ from sessfs.sessions.importing import Importer
 from sessfs.sessions.importing_report import ImportOptions
 from sessfs.sessions.importing_unpack import clear_staging
 from sessfs.sessions.lives import Lives
+from sessfs.sessions.suspects import Suspects
 from sessfs.sessions.trees import ManifestTree
 from sessfs.sessions.usage import list_sessions, measure_session
 from sessfs.sessions.volumetree import VolumeTree
-from sessfs.sync.history import History, manifest_chunks
+from sessfs.sync.history import GOOD, History, manifest_chunks
 from sessfs.sync.keeping import Policy
 from sessfs.sync.local_snapshots import LocalSnapshots
 from sessfs.types import ROOT_INO, ChunkId, Ino
@@ -88,6 +89,7 @@ class Opened(NamedTuple):
     volume: Volume
     history: History
     lives: Lives
+    suspects: Suspects
 
 
 def _put_together(volume: Volume) -> Opened:
@@ -122,7 +124,9 @@ def _put_together(volume: Volume) -> Opened:
         commit=volume.committer.commit,
     )
     lives = Lives(volume, history, clock_ns=time.time_ns, flush_kernel=trio.lowlevel.checkpoint)
-    return Opened(volume, history, lives)
+    suspects = Suspects(volume.inodes, clock_ns=time.time_ns, may_note=lambda: True)
+    history.heed(suspects.since_ns, lambda session, exc: suspects.note(session, str(exc)))
+    return Opened(volume, history, lives, suspects)
 
 
 @asynccontextmanager
@@ -281,6 +285,10 @@ class StateStore(Store):
 
     def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
         self._portal.do(self._past.judge, self._portal.do(self._loaded, name), sequence, verdict)
+
+    def _checked(self, name: bytes, verdict: str) -> None:
+        if verdict == GOOD:
+            self._portal.do(self._portal.held.suspects.clear, self._portal.do(self._loaded, name))
 
     def _rollback(self, name: bytes, sequence: int | None) -> SnapshotRecord:
         session = self._portal.do(self._loaded, name)

@@ -161,6 +161,10 @@ class Store(ABC):
     def _judge(self, name: bytes, sequence: int, verdict: str) -> None:
         """Note what a check found; where nothing can be noted, nothing happens."""
 
+    @abstractmethod
+    def _checked(self, name: bytes, verdict: str) -> None:
+        """Heed what a check of the session as it is found; where nothing can be noted, nothing happens."""
+
     def _rollback(self, name: bytes, sequence: int | None) -> SnapshotRecord:
         """See Session.rollback."""
         raise self._cannot("roll back")
@@ -257,6 +261,8 @@ class Session:
             tree.close()
         if at is not None:
             self._store._judge(self._name, at, report.verdict)
+        else:
+            self._store._checked(self._name, report.verdict)
         return report
 
     # -- as a whole

@@ -83,6 +83,13 @@ UnmountTimeout = Annotated[
     typer.Option(metavar="TIME", help="Longest that an unmount waits for uploads; the rest waits [default: 30s]."),
 ]
 UploadCaches = Annotated[bool, typer.Option("--upload-caches", help="Upload Chrome's caches too.")]
+WaitAtStart = Annotated[
+    bool,
+    typer.Option(
+        "--wait-at-start",
+        help="Have a Chrome wait whose databases are in a remote that does not answer, instead of refusing its start.",
+    ),
+]
 Grace = Annotated[
     str | None, typer.Option(metavar="TIME", help="Collection spares remote objects younger than this [default: 7d].")
 ]
@@ -159,6 +166,7 @@ def mount(
     stale: Stale = None,
     unmount_timeout: UnmountTimeout = None,
     upload_caches: UploadCaches = False,
+    wait_at_start: WaitAtStart = False,
     grace: Grace = None,
     max_sessions: MaxSessions = None,
     max_active: MaxActive = None,

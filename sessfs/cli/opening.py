@@ -91,11 +91,10 @@ def check(
         files = DirectoryFiles(session)
         _refuse_running(files, session)
         report = _check(files, quiet=as_json)
-    elif at is None and not place.ask("in_use")["in_use"]:
-        report = _check(DirectoryFiles(session), quiet=as_json)
-    else:
-        at = place.ask("snapshot")["sequence"] if at is None else at
+    elif at is not None:
         report = _check_snapshot(place, at, quiet=as_json)
+    else:
+        report, at = _check_now(place, session, quiet=as_json)
     _say(report, str(session), at, as_json=as_json)
 
 
@@ -118,6 +117,19 @@ def _find_mounted(place: Path) -> _Mounted | None:
     if not parts:
         raise UsageError(f"{place} is a mountpoint: give a session, one of the directories in it")
     return _Mounted(mountpoint, parts[0], Path(*parts[1:]))
+
+
+def _check_now(place: _Mounted, session: Path, *, quiet: bool) -> tuple[CheckReport, int | None]:
+    """Check the session as it is, and tell the mount what was found; with the snapshot that was taken for it."""
+    at: int | None = None
+    if place.ask("in_use")["in_use"]:
+        at = place.ask("snapshot")["sequence"]
+        report = _check_snapshot(place, at, quiet=quiet)
+    else:
+        report = _check(DirectoryFiles(session), quiet=quiet)
+    if not place.inside.parts:
+        place.ask("checked", verdict=report.verdict)
+    return report, at
 
 
 def _check_snapshot(place: _Mounted, sequence: int, *, quiet: bool) -> CheckReport:

@@ -10,13 +10,17 @@ import stat
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import trio
 from pyfuse3 import FUSEError
 
-from sessfs.errors import SessfsError
+from sessfs.chrome import starts_with
+from sessfs.errors import RemoteError, SessfsError, StoreCorrupt
 from sessfs.local.reserved import is_reserved
 from sessfs.mount import preflight
 from sessfs.mount.boundary import faults_from_environment, in_task
+from sessfs.mount.directories import Directories
 from sessfs.mount.fusewire import pack_attributes, pack_entry
+from sessfs.remote.patience import ANSWERS
 from sessfs.types import ROOT_INO, Ino
 
 if TYPE_CHECKING:
@@ -28,12 +32,15 @@ if TYPE_CHECKING:
     from sessfs.mount.fusewire import RequestContext
     from sessfs.mount.pages import KernelPages
     from sessfs.sessions.lastuse import LastUse
+    from sessfs.sessions.starting import Starts
     from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
 LOOKS = 20_000
 CACHE_TIMEOUT_S = 86_400
+LOOK_S = 2.0
+"""So long a look at a session's name waits for what is in it."""
 IDENTITY_XATTR = preflight.IDENTITY_XATTR.encode()
 """Of the mount's root, and in no list: which daemon serves it, and where its state directory is by now."""
 
@@ -59,8 +66,20 @@ class Adapter:
     """What the handlers share: the volume's parts, and the translation of inodes into attributes."""
 
     def __init__(
-        self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None, last_use: LastUse
+        self,
+        volume: Volume,
+        clock_ns: Callable[[], int],
+        sessions: SessionDirectory | None,
+        last_use: LastUse,
+        *,
+        starts: Starts | None = None,
+        note_suspect: Callable[[Ino, str], None] = lambda session, why: None,
     ) -> None:
+        """*starts* is asked whether a Chrome may start, None: it always may. *note_suspect* is told of each session of
+        which something can't be read, with what and why.
+        """
+        self._starts = starts
+        self._note_suspect = note_suspect
         self._last_use = last_use
         self._volume = volume
         self._sessions = sessions
@@ -72,6 +91,7 @@ class Adapter:
         self._committer = volume.committer
         self._space = volume.space
         self._clock_ns = clock_ns
+        self._dirs = Directories(self._inodes, self._found, lambda ino: self._names.get(ino).parent)
         self.requests: Counter[str] = Counter()
         """Requests served so far, by kind."""
         self.faults = faults_from_environment()
@@ -93,18 +113,46 @@ class Adapter:
         return self._clock_ns()
 
     async def _reach(self, ino: Ino, name: bytes | None = None) -> None:
-        """Have what the remote knows of an inode, or of a name in a directory, here before it is looked at."""
+        """Have what the remote knows of an inode, or of a name in a directory, here before it is looked at. What is in
+        a session waits until the remote answers. Raises RemoteError for a name in the root, which can't: meanwhile the
+        kernel keeps all others from making sessions, and after that from looking for them.
+        """
         if self._sessions is None:
             return
         if ino in self._sessions.stubs:
             await in_task()
-            await self._sessions.load(ino)
+            await self._load_whenever(self._sessions, ino)
         if ino == ROOT_INO and name is not None and not is_reserved(name):
             await in_task()
             await self._sessions.find(name)
             dentry = self._inodes.find_dentry(ROOT_INO, name)
             if dentry is not None and dentry.ino in self._sessions.stubs:
                 await self._sessions.load(dentry.ino)
+
+    async def _load_whenever(self, sessions: SessionDirectory, session: Ino) -> None:
+        """Load the session's tree, however long the remote does not answer."""
+        if self._fileio.patience is None:
+            await sessions.load(session)
+        else:
+            await self._fileio.patience.persist(session, lambda: sessions.load(session))
+
+    async def _reach_to_look(self, ino: Ino, name: bytes) -> None:
+        """`_reach`, for a look that is content with a session of which nothing but the name is here: if the remote does
+        not answer soon, whoever goes on into it waits there, where nobody else has to.
+        """
+        if self._sessions is None or ino != ROOT_INO or is_reserved(name):
+            await self._reach(ino, name)
+            return
+        await in_task()
+        await self._sessions.find(name)
+        dentry = self._inodes.find_dentry(ROOT_INO, name)
+        if dentry is not None and dentry.ino in self._sessions.stubs:
+            with trio.move_on_after(LOOK_S):
+                try:
+                    await self._sessions.load(dentry.ino)
+                except RemoteError as exc:
+                    if isinstance(exc, ANSWERS):
+                        raise
 
     async def _claim(self, parent: Ino, name: bytes) -> None:
         """`_reach`, for what changes what the name stands for: EPERM for names that are the product's own."""
@@ -141,6 +189,26 @@ class Adapter:
         where = (session or b".").decode(errors="replace")
         path = find_path(self._inodes, inode)
         return f"{where}/{path.decode(errors='replace')}" if path else f"inode {inode.ino} of session {where}"
+
+    async def _admit(self, parent: Ino, name: bytes) -> None:
+        """EHOSTDOWN for the lock of a Chrome that may not start."""
+        if self._starts is not None and starts_with(name):
+            await in_task()
+            await self._starts.admit(self._names.get(parent).session)
+
+    def _suspect(self, inode: Inode, exc: SessfsError | OSError) -> None:
+        """The file's bytes were needed, and that was raised: if they are damaged or gone, its session is suspect."""
+        if isinstance(exc, StoreCorrupt | RemoteError) or (isinstance(exc, OSError) and exc.errno == errno.EIO):
+            self._note_suspect(inode.session, f"inode {inode.ino}: {exc}")
+
+    async def _resize(self, node: Inode, size: int, *, is_timed: bool) -> None:
+        try:
+            if not self._fileio.can_truncate(node, size):
+                await in_task()
+            await self._fileio.truncate(node, size, is_timed=is_timed)
+        except (SessfsError, OSError) as exc:
+            self._suspect(node, exc)
+            raise
 
     # -- opening
 

@@ -24,8 +24,20 @@ F = TypeVar("F", bound="Callable[..., object]")
 log = logging.getLogger(__name__)
 FAULT_VARIABLE = "SESSFS_TEST_FAULT"
 _MARK: Final = "sessfs_handler"
-NEEDS_TASK: Final = object()
-"""What a handler that can't go on without a task of its own hands to the request loop."""
+
+
+class NeedsTask:
+    """What a handler that can't go on without a task of its own hands to the request loop. Of the requests of one
+    *lane* only some have a task at a time, and the others queue.
+    """
+
+    __slots__ = ("lane",)
+
+    def __init__(self, lane: int | None) -> None:
+        self.lane = lane
+
+
+NEEDS_TASK: Final = NeedsTask(None)
 
 
 class Faults:
@@ -75,11 +87,12 @@ def is_changing(function: object) -> bool:
 
 
 @types.coroutine
-def in_task() -> Generator[object, None, None]:
+def in_task(lane: int | None = None) -> Generator[object, None, None]:
     """Await this before anything that may make a handler wait. What comes after runs in a task of its own, so the
-    state that was looked at before may be another.
+    state that was looked at before may be another. It may be cancelled wherever it waits, when whoever asked gets a
+    signal: what was changed by then stays. *lane* is for what may wait for long, and be much: the session.
     """
-    yield NEEDS_TASK
+    yield NEEDS_TASK if lane is None else NeedsTask(lane)
 
 
 def errno_of(exc: BaseException, call: str) -> int:

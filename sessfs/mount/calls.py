@@ -33,6 +33,8 @@ class Call(NamedTuple):
     answered: bool = True
     keeps_body: bool = False
     """Its handler still needs the request's bytes after it got a task."""
+    is_interruptible: bool = True
+    """It waits for what may take for ever, and a signal to whoever asked ends that. A commit is no such thing."""
 
 
 def _caller(header: Header) -> RequestContext:
@@ -215,7 +217,7 @@ CALLS: Final[Mapping[int, Call]] = {
     16: Call("write", _write, pack=_pack_size, keeps_body=True),
     17: Call("statfs", _statfs),
     18: Call("release", _release),
-    20: Call("fsync", _fsync),
+    20: Call("fsync", _fsync, is_interruptible=False),
     21: Call("setxattr", _setxattr),
     22: Call("getxattr", _getxattr, keeps_body=True),
     23: Call("listxattr", _listxattr, keeps_body=True),
@@ -223,12 +225,20 @@ CALLS: Final[Mapping[int, Call]] = {
     27: Call("opendir", _opendir),
     28: Call("readdir", _readdir),
     29: Call("releasedir", _releasedir),
-    30: Call("fsyncdir", _fsyncdir),
+    30: Call("fsyncdir", _fsyncdir, is_interruptible=False),
     35: Call("create", _create),
     42: Call("forget", _batch_forget, answered=False),
     44: Call("readdir", _readdirplus),
     45: Call("rename", _rename2),
 }
 """By opcode. What is not here is answered ENOSYS, and the kernel asks for it no more or does without: flush (nothing is
-kept for close), access, locks (the kernel's own), fallocate, lseek, copy_file_range, ioctl, tmpfile, interrupt.
+kept for close), access, locks (the kernel's own), fallocate, lseek, copy_file_range, ioctl, tmpfile.
 """
+INTERRUPT: Final = 36
+"""Opcode of the one request that has no handler and gets no answer: whoever made another one got a signal."""
+
+
+def interrupted_unique(body: memoryview) -> int:
+    """Which request the INTERRUPT with that *body* is about."""
+    unique: int = wire.INTERRUPT_IN.unpack_from(body)[0]
+    return unique

@@ -127,7 +127,14 @@ class Daemon:
         self._policies = Policies(self._volume, settings, self._remote, self._lives)
         self._loop: RequestLoop | None = None
         self._pages = KernelPages(settings.mountpoint)
-        self._operations = SessionOperations(self._volume, time.time_ns, sessions, self._policies.last_use)
+        self._operations = SessionOperations(
+            self._volume,
+            time.time_ns,
+            sessions,
+            self._policies.last_use,
+            starts=self._policies.starts,
+            note_suspect=self._policies.suspects.note,
+        )
 
     def _bound(self) -> int:
         state = self._settings.state_dir
@@ -238,7 +245,7 @@ class Daemon:
             **LimitVerbs(self._volume, self._policies, self._remote).verbs(),
             **ExpiryVerbs(self._policies).verbs(),
             **HistoryVerbs(self._lives, self._remote, self._settings.mountpoint).verbs(),
-            **CheckVerbs(self._lives).verbs(),
+            **CheckVerbs(self._lives, self._policies).verbs(),
             **self._imports.verbs(),
             **EraseVerbs(self._volume, self._lives, self._remote, self._policies, self._settings.mountpoint).verbs(),
         }

@@ -18,7 +18,6 @@ from sessfs.errors import SessfsError
 from sessfs.local.reserved import is_reserved, is_view
 from sessfs.mount.adapter import CACHE_TIMEOUT_S, IDENTITY_XATTR, Adapter
 from sessfs.mount.boundary import changing, handler, in_task
-from sessfs.mount.directories import Directories
 from sessfs.mount.flushers import Flush
 from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_no_entry
 from sessfs.types import ROOT_INO, Ino
@@ -26,15 +25,12 @@ from sessfs.vfs.fileio import SUID_SGID
 from sessfs.vfs.namespace import NAME_MAX_BYTES, Owner
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
 
     from sessfs.format.chunk import Buffer
     from sessfs.mount.fusewire import RequestContext, Wanted
-    from sessfs.sessions.lastuse import LastUse
-    from sessfs.sync.restore import SessionDirectory
-    from sessfs.vfs.volume import Volume
 
 KERNEL_TIMES_NS = 60 * 10**9
 
@@ -56,18 +52,12 @@ class SessionOperations(Adapter):
     A handler that must wait says `await in_task()` first: until then it runs to its end at once, in the request loop.
     """
 
-    def __init__(
-        self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None, last_use: LastUse
-    ) -> None:
-        super().__init__(volume, clock_ns, sessions, last_use)
-        self._dirs = Directories(self._inodes, self._found, lambda ino: self._names.get(ino).parent)
-
     # -- names
 
     @handler
     async def lookup(self, parent_inode: InodeT, name: FileNameT) -> bytes:
         """A missing name is answered by an entry without inode, which the kernel remembers."""
-        await self._reach(Ino(parent_inode), name)
+        await self._reach_to_look(Ino(parent_inode), name)
         inode = self._names.lookup(Ino(parent_inode), name)
         if inode is None or (parent_inode == ROOT_INO and is_reserved(name) and not is_view(name)):
             return pack_no_entry(CACHE_TIMEOUT_S)
@@ -98,6 +88,7 @@ class SessionOperations(Adapter):
     async def symlink(self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext) -> bytes:
         """A symlink."""
         await self._claim(Ino(parent_inode), name)
+        await self._admit(Ino(parent_inode), name)
         return self._entry(self._names.make_symlink(Ino(parent_inode), name, target, Owner(ctx.uid, ctx.gid)))
 
     @changing
@@ -161,11 +152,9 @@ class SessionOperations(Adapter):
         if wanted.size is not None:
             if not stat.S_ISREG(node.mode):
                 raise FUSEError(errno.EINVAL)
-            if not self._fileio.can_truncate(node, wanted.size):
-                await in_task()
             # The kernel says what time it was, where the size changes; where not, there is none to note.
             is_noted = wanted.size != node.size
-            await self._fileio.truncate(node, wanted.size, is_timed=is_noted and wanted.mtime_ns is None)
+            await self._resize(node, wanted.size, is_timed=is_noted and wanted.mtime_ns is None)
             if wanted.kills_set_id:
                 self._fileio.drop_privileges(node)
         if wanted.mode is not None:
@@ -263,10 +252,14 @@ class SessionOperations(Adapter):
         """Bytes of the file, maybe in pieces; fewer only at its end."""
         node = self._names.get(Ino(fh))
         parts: list[Buffer] = []
-        if not self._fileio.try_read(node, off, size, parts):
-            return parts
-        await in_task()
-        return await self._fileio.read(node, off, size)
+        try:
+            if not self._fileio.try_read(node, off, size, parts):
+                return parts
+            await in_task(node.session)
+            return await self._fileio.read(node, off, size)
+        except (SessfsError, OSError) as exc:
+            self._suspect(node, exc)
+            raise
 
     @changing
     async def write(
@@ -276,11 +269,12 @@ class SessionOperations(Adapter):
         *is_cached* that these are pages of the kernel's cache.
         """
         node = self._names.get(Ino(fh))
-        if not self._fileio.can_write(node, off, len(buf)):
-            await in_task()
         try:
+            if not self._fileio.can_write(node, off, len(buf)):
+                await in_task()
             written = await self._fileio.write(node, off, buf, is_timed=not is_cached)
         except (SessfsError, OSError) as exc:
+            self._suspect(node, exc)
             if is_cached:
                 self._note_lost(node, off, len(buf), exc)
             raise

@@ -45,6 +45,7 @@ GETXATTR_IN: Final = struct.Struct("<II")
 FSYNC_IN: Final = struct.Struct("<QII")
 RELEASE_IN: Final = struct.Struct("<QIIQ")
 FORGET_IN: Final = struct.Struct("<Q")
+INTERRUPT_IN: Final = struct.Struct("<Q")
 BATCH_FORGET_IN: Final = struct.Struct("<II")
 FORGET_ONE: Final = struct.Struct("<QQ")
 

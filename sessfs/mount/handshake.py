@@ -3,10 +3,10 @@
 Without FUSE_HANDLE_KILLPRIV_V2 the kernel asks for the xattr security.capability before each write(2), cached or not:
 one request a write where a page of writes would otherwise be one request in all; without FUSE_DIRECT_IO_ALLOW_MMAP
 (Linux 6.6) a file opened with direct I/O can't be mapped shared. libfuse before 3.17 does not know these flags, and
-pyfuse3 has no say in them. So FUSE_INIT goes through a socket pair: libfuse reads the kernel's request from it
-and writes its answer to it, the answer is improved on its way to the kernel, and from then on the device is
-the request loop's; libfuse still sends notifications on it. Layouts: struct fuse_init_in and fuse_init_out of
-<linux/fuse.h>.
+pyfuse3 has no say in them, nor in how many requests the kernel lets run in the background. So FUSE_INIT goes through a
+socket pair: libfuse reads the kernel's request from it and writes its answer to it, the answer is improved on its way
+to the kernel, and from then on the device is the request loop's; libfuse still sends notifications on it. Layouts:
+struct fuse_init_in and fuse_init_out of <linux/fuse.h>.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ IN_FLAGS_OFFSET = IN_HEADER_BYTES + 12
 IN_FLAGS2_OFFSET = IN_HEADER_BYTES + 16
 OUT_FLAGS_OFFSET = OUT_HEADER.size + 12
 FLAGS = struct.Struct("<I")
+BACKGROUND_OFFSET = OUT_HEADER.size + 16
+BACKGROUND = struct.Struct("<HH")
+"""max_background, congestion_threshold."""
 MAX_WRITE_OFFSET = OUT_HEADER.size + 20
 MAX_PAGES_OFFSET = OUT_HEADER.size + 28
 MAX_PAGES = struct.Struct("<H")
@@ -39,6 +42,10 @@ FLAGS2_OFFSET = OUT_HEADER.size + 32
 BUFFER_BYTES = 2 << 20
 MAX_WRITE_BYTES = 1 << 20
 PAGE_BYTES = 4096
+MAX_BACKGROUND = 4096
+"""So many reads ahead and writes of pages may be under way; the kernel's 12 are for a daemon that answers each at once.
+Here two dozen reads that wait for the remote kept all sessions from reading, and from writing back what they fsync.
+"""
 PARALLEL_DIROPS = 1 << 18
 """One look-up that waits for the remote does not keep all others in its directory waiting."""
 CACHE_SYMLINKS = 1 << 23
@@ -85,6 +92,7 @@ def improve(request: bytes, answer: bytes) -> bytes:
     asked = FLAGS.unpack_from(answer, OUT_FLAGS_OFFSET)[0]
     FLAGS.pack_into(improved, OUT_FLAGS_OFFSET, asked & HANDLED_FLAGS | offered & WANTED_FLAGS)
     FLAGS.pack_into(improved, FLAGS2_OFFSET, offered2 & WANTED_FLAGS2)
+    BACKGROUND.pack_into(improved, BACKGROUND_OFFSET, MAX_BACKGROUND, MAX_BACKGROUND)
     max_write = min(FLAGS.unpack_from(answer, MAX_WRITE_OFFSET)[0], MAX_WRITE_BYTES)
     FLAGS.pack_into(improved, MAX_WRITE_OFFSET, max_write)
     max_pages = min(MAX_PAGES.unpack_from(answer, MAX_PAGES_OFFSET)[0], MAX_WRITE_BYTES // PAGE_BYTES)

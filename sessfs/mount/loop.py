@@ -16,19 +16,20 @@ import logging
 import os
 import select
 import time
-import types
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from sessfs.mount.boundary import NEEDS_TASK, errno_of, is_changing
-from sessfs.mount.calls import CALLS
+from sessfs.mount.boundary import NeedsTask, errno_of, is_changing
+from sessfs.mount.calls import CALLS, INTERRUPT, interrupted_unique
 from sessfs.mount.flushers import Flush, Flushers
 from sessfs.mount.fusewire import IN_HEADER, OUT_HEADER
+from sessfs.mount.loopwatch import watch_from_environment
+from sessfs.mount.waiting import Waiter, Waiters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
     from sessfs.format.chunk import Buffer
     from sessfs.mount.calls import Call, Header
@@ -64,24 +65,6 @@ NOBODY_WAITS: Final = (errno.ENOENT, errno.EINTR)
 """Reading: the request was taken back. Answering: whoever asked was killed meanwhile."""
 
 
-@types.coroutine
-def _rest(started: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-    """Go on, in a task, with a coroutine that was run by hand up to here. To ask for a task again costs nothing."""
-    step: Callable[[Any], Any] = started.send
-    given: Any = None
-    while True:
-        try:
-            trapped = step(given)
-        except StopIteration as done:
-            return done.value
-        step, given = started.send, None
-        if trapped is not NEEDS_TASK:
-            try:
-                given = yield trapped
-            except BaseException as exc:
-                step, given = started.throw, exc
-
-
 class RequestLoop:
     """Serves one mounted device until it is unmounted."""
 
@@ -94,9 +77,10 @@ class RequestLoop:
         self._large: deque[tuple[memoryview, int]] = deque()
         """Requests that were put off, with their sizes."""
         self._spare: list[memoryview] = []
-        self._waiting = 0
+        self._waiters: Waiters
         self._ended = False
         self._credit = 0
+        self._watch = watch_from_environment()
         self._flushers: Flushers
         self._scope = trio.CancelScope()
         self._poller = select.poll()
@@ -107,7 +91,7 @@ class RequestLoop:
         asleep and being woken would take longer than it takes them to come. Not while a file is being flushed: who
         waits for that asks for nothing, and the flusher needs the interpreter.
         """
-        if self._waiting:
+        if self._waiters.are_eager:
             return bool(self._poller.poll(0))
         start = time.perf_counter()
         if self._credit >= CREDIT and not self._flushers.is_busy:
@@ -125,42 +109,57 @@ class RequestLoop:
         """Serve; returns when the kernel has let go of the mount, or after `stop`."""
         os.set_blocking(self._device, False)
         self._flushers = flushers = Flushers()
-        with contextlib.closing(flushers), self._scope:
+        with contextlib.closing(flushers), self._watching(), self._scope:
             async with trio.open_nursery() as nursery:
+                self._waiters = Waiters(nursery, self._finished)
                 while not self._ended:
                     if self._large:
                         await trio.lowlevel.checkpoint()
                     else:
                         await trio.lowlevel.wait_readable(self._device)
-                    self._serve_burst(nursery)
+                    self._serve_burst()
                 # Nobody waits for what is still under way.
+                self._waiters.close()
                 nursery.cancel_scope.cancel()
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        if self._watch is None:
+            yield
+            return
+        self._watch.start()
+        try:
+            yield
+        finally:
+            self._watch.stop()
 
     def stop(self) -> None:
         """Have `run` return although the kernel still holds the mount."""
         self._scope.cancel()
 
-    def _serve_burst(self, nursery: trio.Nursery) -> None:
+    def _serve_burst(self) -> None:
         """Serve what has come and what comes right after it, up to BURST requests. Large ones, which are writes, come
         last: a page that is written back can wait, and who looks at a file should not wait for a dozen of them.
         """
         self._flushers.settle()
         served = 0
-        while served < (BURST_AWAITED if self._waiting else BURST):
+        while served < (BURST_AWAITED if self._waiters.are_eager else BURST):
             size = self._read()
             if self._ended or (size == 0 and not self._large):
                 return
             served += 1 if 0 < size < LARGE_BYTES else LARGE_WEIGHT
             if size == 0:
-                self._serve_large(nursery)
+                self._serve_large()
             elif size < LARGE_BYTES:
-                self._serve(size, nursery)
+                self._serve(size)
             else:
-                self._put_off(size, nursery)
+                self._put_off(size)
+            if self._watch is not None:
+                self._watch.turn("a request")
             if not self._large and not self._more():
                 return
         if self._large:
-            self._serve_large(nursery)
+            self._serve_large()
 
     def _read(self) -> int:
         """Bytes of the next request, in the buffer; 0 when none is there. Notes when no more will come."""
@@ -177,27 +176,27 @@ class RequestLoop:
                 self._ended = True
                 return 0
 
-    def _put_off(self, size: int, nursery: trio.Nursery) -> None:
+    def _put_off(self, size: int) -> None:
         """Serve the request in the buffer when nothing else is there, or when too many wait."""
         self._large.append((self._buffer, size))
         self._buffer = self._spare.pop() if self._spare else memoryview(bytearray(BUFFER_BYTES))
         if len(self._large) > LARGE_MAX:
-            self._serve_large(nursery)
+            self._serve_large()
 
-    def _serve_large(self, nursery: trio.Nursery) -> None:
+    def _serve_large(self) -> None:
         """Serve the large request that has waited longest."""
         kept = self._buffer
         self._buffer, size = self._large.popleft()
-        self._serve(size, nursery)
+        self._serve(size)
         # The same, or another one if its handler still needs it.
         self._spare.append(self._buffer)
         self._buffer = kept
 
-    def _serve(self, size: int, nursery: trio.Nursery) -> None:
+    def _serve(self, size: int) -> None:
         header: Header = IN_HEADER.unpack_from(self._buffer)
         call = CALLS.get(header[1])
         if call is None:
-            self._refuse(header[2], errno.ENOSYS)
+            self._serve_other(header, size)
             return
         operations = self._operations
         operations.requests[call.name] += 1
@@ -218,32 +217,39 @@ class RequestLoop:
             self._fail(call, header, exc)
             return
         else:
-            self._hand_over(call, header, started, trapped, nursery)
+            self._hand_over(call, header, started, trapped)
             return
         self._answer(call, header, result)
 
-    def _hand_over(
-        self, call: Call, header: Header, started: Coroutine[Any, Any, Any], trapped: object, nursery: trio.Nursery
-    ) -> None:
+    def _serve_other(self, header: Header, size: int) -> None:
+        """What has no handler."""
+        if header[1] != INTERRUPT:
+            self._refuse(header[2], errno.ENOSYS)
+            return
+        unique = interrupted_unique(self._buffer[IN_HEADER.size : size])
+        while self._large:
+            # The request may be one of those.
+            self._serve_large()
+        self._waiters.interrupt(unique)
+
+    def _hand_over(self, call: Call, header: Header, started: Coroutine[Any, Any, Any], trapped: object) -> None:
         """Give the handler, which must wait, a task of its own."""
-        if trapped is not NEEDS_TASK:
+        if not isinstance(trapped, NeedsTask):
             started.close()
             self._fail(call, header, RuntimeError("it waits without having asked for a task"))
             return
         if call.keeps_body:
             self._buffer = memoryview(bytearray(BUFFER_BYTES))
-        self._waiting += 1
-        nursery.start_soon(self._finish, call, header, started)
+        self._waiters.add(Waiter(call, header, started, trapped.lane))
 
-    async def _finish(self, call: Call, header: Header, started: Coroutine[Any, Any, Any]) -> None:
-        try:
-            result = await _rest(started)
-        except Exception as exc:
-            self._fail(call, header, exc)
+    def _finished(self, waiter: Waiter, result: Any, error: Exception | None) -> None:
+        """A handler that had to wait has come to its end, by a signal without an error or a result."""
+        if error is not None:
+            self._fail(waiter.call, waiter.header, error)
+        elif waiter.was_interrupted:
+            self._refuse(waiter.header[2], errno.EINTR)
         else:
-            self._answer(call, header, result)
-        finally:
-            self._waiting -= 1
+            self._answer(waiter.call, waiter.header, result)
 
     def _answer(self, call: Call, header: Header, result: Any) -> None:
         """Raises nothing: an answer that can't be made becomes EIO, as what a handler raises does."""

@@ -17,6 +17,8 @@ from sessfs.sessions.clockguard import ClockGuard
 from sessfs.sessions.lastuse import LastUse
 from sessfs.sessions.limits import Limits, limits_of
 from sessfs.sessions.retention import HIBERNATE, Retention, Rules
+from sessfs.sessions.starting import Starts
+from sessfs.sessions.suspects import Suspects
 from sessfs.sessions.trash import Trash
 from sessfs.sessions.usage import rfc3339
 from sessfs.vfs.background import keep_going
@@ -58,6 +60,14 @@ class Policies:
             is_chrome=browsers.is_chrome,
             on_use=remote.prefetcher.used if remote is not None else lambda session: None,
         )
+        self.suspects = Suspects(volume.inodes, clock_ns=time.time_ns, may_note=lambda: volume.read_only_reason is None)
+        lives.history.heed(self.suspects.since_ns, lambda session, exc: self.suspects.note(session, str(exc)))
+        lives.lives.on_replaced = self.suspects.replaced
+        self.starts: Starts | None = None
+        if remote is not None:
+            remote.sessions.on_loaded = self._loaded
+            if not settings.wait_at_start:
+                self.starts = Starts(volume.inodes, remote.chunks, remote.repository.remote.health)
         sessions = remote.sessions if remote is not None else None
         self.trash = Trash(volume, lives.lives, clock_ns=time.time_ns, remote=sessions)
         self.retention = Retention(
@@ -71,9 +81,15 @@ class Policies:
             forget_entry=forget_name,
         )
 
+    def _loaded(self, session: Ino) -> None:
+        if self._remote is not None:
+            self._remote.prefetcher.loaded(session)
+        self.suspects.loaded(session)
+
     async def run(self) -> None:
         """For ever; started once, in the daemon's nursery."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_going, self.suspects.learn)
             nursery.start_soon(keep_going, self.limits.run)
             nursery.start_soon(keep_going, self.retention.run)
             if self._remote is not None:
@@ -104,4 +120,5 @@ class Policies:
 
     def warnings(self) -> list[str]:
         """What a person should know."""
-        return self.limits.warnings() + self.retention.warnings()
+        found = self.limits.warnings() + self.retention.warnings() + self.suspects.warnings()
+        return found + (self.starts.warnings() if self.starts is not None else [])

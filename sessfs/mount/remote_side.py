@@ -21,6 +21,7 @@ from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
 from sessfs.mount.syncs import Syncs
+from sessfs.remote.patience import Patience
 from sessfs.sessions.prefetching import Prefetcher
 from sessfs.sync.evict import evict_when_full
 from sessfs.sync.history import History
@@ -37,13 +38,17 @@ if TYPE_CHECKING:
 
     from sessfs.config import Settings
     from sessfs.format.manifest import Manifest, ManifestRef
+    from sessfs.local.inodes import Inodes
     from sessfs.remote.node import Node
+    from sessfs.remote.retrying import HealthReport
     from sessfs.sync.fetch import RemoteChunks
     from sessfs.vfs.volume import Volume
 
 log = logging.getLogger(__name__)
 FLUSH_TIMEOUT_S = 20.0
 RETRY_S = 5.0
+NAMED_MAX = 10
+"""So many sessions are named in a warning."""
 BEGIN_S = 20.0
 """So long a publishing waits until it is known what was collected meanwhile."""
 
@@ -65,6 +70,20 @@ async def flush_kernel(mountpoint: Path) -> None:
 def keeping_policy(settings: Settings) -> Policy:
     """Which snapshots the settings keep."""
     return Policy(settings.keep_last, settings.keep_hourly, settings.keep_daily)
+
+
+def warn_of_waiting(inodes: Inodes, patience: Patience, health: HealthReport) -> list[str]:
+    """At most one line: who waits for the remote, and what is the matter with it."""
+    waiting = patience.waiting()
+    if not waiting:
+        return []
+    names = sorted((inodes.find_session_name(session) or b".").decode(errors="replace") for session in waiting)
+    more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+    longest_s = max(seconds for _, seconds in waiting.values())
+    return [
+        f"who reads in {', '.join(names[:NAMED_MAX])}{more} waits for what only the remote has, since "
+        f"{longest_s:.0f} s; the remote: {health}"
+    ]
 
 
 class RemoteSide:
@@ -93,6 +112,7 @@ class RemoteSide:
             drop_file=volume.namespace.drop_root_file,
             rename=volume.rename_session,
         )
+        volume.fileio.patience = self.patience = Patience(repository.remote.wait_answer)
         self.writeback = Writeback(
             repository.remote.store,
             repository.envelope,
@@ -115,7 +135,6 @@ class RemoteSide:
         publish = self.writeback.publish
         self.syncs = Syncs(publish, self._bytes_up, self._risk_in_all, self._dirty_names, self._trouble)
         self.prefetcher = Prefetcher(volume.inodes, volume.places, chunks, monotonic_s=time.monotonic)
-        self.sessions.on_loaded = self.prefetcher.loaded
         self.collector = Collector(
             repository, gate, volume, chunks, self.sessions, publishing=self.writeback.busy, grace_s=settings.grace_s
         )
@@ -191,6 +210,7 @@ class RemoteSide:
         """For ever; started once, in the daemon's nursery."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(keep_going, partial(self._chunks.run, self._volume.sealer))
+            nursery.start_soon(keep_going, self.patience.run)
             nursery.start_soon(self._run_node, nursery)
             nursery.start_soon(keep_going, self.prefetcher.run)
             nursery.start_soon(keep_going, self.syncs.run)
@@ -292,6 +312,7 @@ class RemoteSide:
             },
             "at_risk_bytes": self._risk_in_all(),
             "at_risk_seconds": round((time.time_ns() - min(oldest)) / 1e9, 3) if oldest else 0.0,
+            "waiting_requests": sum(count for count, _ in self.patience.waiting().values()),
         }
 
     def _risky(self) -> list[Ino]:
@@ -332,6 +353,7 @@ class RemoteSide:
             )
         elif self._gate.node is None or self.writeback.failed:
             found.append(f"the remote: {self._trouble()}")
+        found += warn_of_waiting(self._volume.inodes, self.patience, self._repository.remote.health())
         if self._gate.node is not None and self._gate.node.fenced:
             found.append(f"read-only: another node ({self._gate.node.fenced}) took over the remote")
         return found

@@ -48,6 +48,7 @@ class CoreVerbs:
     async def _status(self, params: dict[str, Any], progress: Progress) -> dict[str, Any]:
         uptime_s = time.monotonic() - self._started_s
         report = status_report(self._volume, uptime_s, self._requests, self._remote, self._settings.warn_total_bytes)
+        report["suspect_sessions"] = self._policies.suspects.report()
         report["warnings"] += self._policies.warnings()
         return report
 

@@ -67,11 +67,19 @@ class Health:
         self._since_s: float | None = None
         self._error: RemoteError | None = None
         self._notes: dict[str, str] = {}
+        self._next_answer = trio.Event()
 
     def answered(self) -> None:
         """The store did, or properly refused, what it was asked."""
         self._error = None
         self._enter("ok")
+        if self._next_answer.statistics().tasks_waiting:
+            self._next_answer.set()
+            self._next_answer = trio.Event()
+
+    async def wait_answer(self) -> None:
+        """Return when the store has answered anything after this call."""
+        await self._next_answer.wait()
 
     def failed(self, error: RemoteError) -> None:
         """A request failed with *error*."""

@@ -131,6 +131,10 @@ class Remote:
         """Whether it answers."""
         return self._store.health.report()
 
+    async def wait_answer(self) -> None:
+        """Return when it has answered anything after this call."""
+        await self._store.health.wait_answer()
+
 
 @asynccontextmanager
 async def open_remote(settings: RemoteSettings, policy: RetryPolicy | None = None) -> AsyncIterator[Remote]:

@@ -84,6 +84,8 @@ class Lives:
         self._kernel = kernel or Unmounted()
         self._crash_point = crash_point
         self._next_view = 1
+        self.on_replaced: Callable[[Ino, Ino], None] = lambda old, new: None
+        """Told of each session that goes on under another inode; set by whoever wants to know."""
 
     def drop_views(self) -> None:
         """At a start: what was open for reading when the last daemon ended goes."""
@@ -300,6 +302,7 @@ class Lives:
             places.set_published(session, None)
         self._volume.namespace.drop_session_tree(session)
         self._note_whole(new)
+        self.on_replaced(session, new)
         self._kernel.forget_name(name)
 
     # -- views

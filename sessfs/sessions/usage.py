@@ -6,6 +6,7 @@ import stat
 from collections import Counter
 from contextlib import aclosing
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,6 +14,7 @@ import trio
 
 from sessfs.local.reserved import is_reserved
 from sessfs.types import ROOT_INO, ChunkId, Ino
+from sessfs.vfs.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from sessfs.local.chunkstore import References
     from sessfs.local.inodes import Inode, Inodes
 
-PAUSE_EVERY = 200
+PAGE = 500
+"""So many names are listed before others have their turn."""
 
 
 class SessionUsage(msgspec.Struct, frozen=True):
@@ -40,6 +43,19 @@ def list_sessions(inodes: Inodes) -> list[tuple[bytes, Ino]]:
     ]
 
 
+async def iter_sessions(inodes: Inodes) -> AsyncGenerator[tuple[bytes, Ino], None]:
+    """`list_sessions` of however many, page by page: others have their turn in between, and sessions that come or go
+    meanwhile may be among them or not.
+    """
+    after: bytes | None = None
+    while page := list(islice(inodes.iter_dentries(ROOT_INO, after), PAGE)):
+        for name, dentry in page:
+            if stat.S_ISDIR(dentry.kind) and not is_reserved(name):
+                yield name, dentry.ino
+        after = page[-1][0]
+        await trio.lowlevel.checkpoint()
+
+
 def rfc3339(time_ns: int) -> str | None:
     """UTC time to the second, None for never."""
     if not time_ns:
@@ -49,6 +65,7 @@ def rfc3339(time_ns: int) -> str | None:
 
 async def iter_session_inodes(inodes: Inodes, session: Ino) -> AsyncGenerator[Inode, None]:
     """Every inode of the session, its root first, each once; lets other tasks run in between."""
+    turns = Turns()
     stack = [session]
     seen: set[Ino] = set()
     while stack:
@@ -57,17 +74,17 @@ async def iter_session_inodes(inodes: Inodes, session: Ino) -> AsyncGenerator[In
         if node is None:
             continue
         yield node
-        for _, dentry in list(inodes.iter_dentries(directory)):
-            if stat.S_ISDIR(dentry.kind):
-                stack.append(dentry.ino)
-                continue
-            inode = inodes.find(dentry.ino)
-            if inode is None or (inode.nlink > 1 and inode.ino in seen):
-                continue
-            seen.add(inode.ino)
-            if len(seen) % PAUSE_EVERY == 0:
-                await trio.lowlevel.checkpoint()
-            yield inode
+        after: bytes | None = None
+        while page := list(islice(inodes.iter_dentries(directory, after), PAGE)):
+            for _, dentry in page:
+                if stat.S_ISDIR(dentry.kind):
+                    stack.append(dentry.ino)
+                elif (inode := inodes.find(dentry.ino)) is not None and inode.ino not in seen:
+                    if inode.nlink > 1:
+                        seen.add(inode.ino)
+                    yield inode
+                await turns.take()
+            after = page[-1][0]
 
 
 async def measure_session(inodes: Inodes, references: References, name: bytes, session: Ino) -> SessionUsage:
@@ -75,18 +92,24 @@ async def measure_session(inodes: Inodes, references: References, name: bytes, s
     uses: Counter[ChunkId] = Counter()
     lengths: dict[ChunkId, int] = {}
     unique = 0
+    turns = Turns()
     async with aclosing(iter_session_inodes(inodes, session)) as nodes:
         async for inode in nodes:
             if not stat.S_ISREG(inode.mode):
                 continue
             cold = sum(end - start for start, end in inode.cold)
             unique += inode.size - cold
-            if inode.cold:
-                for extent in inodes.load_recipe(inode):
-                    if not extent.is_hole:
-                        uses[extent.chunk] += 1
-                        lengths[extent.chunk] = extent.end - extent.start
-    unique += sum(lengths[cid] for cid, n in uses.items() if references.count(cid) <= n)
+            if not inode.cold:
+                continue
+            for extent in inodes.load_recipe(inode):
+                if not extent.is_hole:
+                    uses[extent.chunk] += 1
+                    lengths[extent.chunk] = extent.end - extent.start
+                await turns.take()
+    for cid, n in uses.items():
+        if references.count(cid) <= n:
+            unique += lengths[cid]
+        await turns.take()
     counters = inodes.session_counters(session)
     return SessionUsage(
         name=name.decode(errors="surrogateescape"),

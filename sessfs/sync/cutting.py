@@ -45,6 +45,8 @@ class Cutter(Generic[FrozenT]):
         self._references = references
         self._freezer = freezer
         self._last = last
+        self.on_damage: Callable[[Ino, StoreCorrupt], None] = lambda session, exc: None
+        """Told of each session that is left out; set by whoever wants to know."""
         self.in_flight: dict[Ino, Draft[FrozenT]] = {}
         """Sessions whose snapshot is on its way."""
 
@@ -96,6 +98,7 @@ class Cutter(Generic[FrozenT]):
         self.give_back([draft])
         self.in_flight.pop(draft.session, None)
         self._changes.restore(draft.session, draft.changes)
+        self.on_damage(draft.session, exc)
         who = draft.name.decode(errors="replace")
         round_.damage = round_.damage or StoreCorrupt(f"session {who} can't be kept or uploaded as it is: {exc}")
 

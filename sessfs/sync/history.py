@@ -66,6 +66,9 @@ class Snapshotter(Protocol):
     def due(self) -> list[Ino]:
         """Sessions of which a snapshot is due that nobody else sees to."""
 
+    def tell_of_damage(self, listener: Callable[[Ino, StoreCorrupt], None]) -> None:
+        """Call *listener* with each session that can't be cut or uploaded, since something of it is damaged or gone."""
+
 
 def manifest_chunks(manifest: Manifest) -> Iterator[ChunkId]:
     """The chunks that the records of *manifest* name, as often as they do."""
@@ -116,11 +119,21 @@ class History:
         self._load_remote = load_remote
         self._save_remote = save_remote
         self._touch_remote = touch_remote
+        self._suspect_since_ns: Callable[[Ino], int | None] = lambda session: None
 
     @property
     def busy(self) -> trio.Lock:
         """Held while snapshots are on their way: until then no session may change its inode."""
         return self._snapshotter.busy
+
+    def heed(
+        self, suspect_since_ns: Callable[[Ino], int | None], on_damage: Callable[[Ino, StoreCorrupt], None]
+    ) -> None:
+        """*suspect_since_ns* says when a session was first found damaged, None if it was not, or is good again;
+        *on_damage* is told where a snapshot fails for that.
+        """
+        self._suspect_since_ns = suspect_since_ns
+        self._snapshotter.tell_of_damage(on_damage)
 
     # -- looking
 
@@ -264,9 +277,19 @@ class History:
         """Drop what the policy does not keep and nobody marked. Synchronous."""
         visible = [(n, s) for n, s in self._entries(session) if not s.hidden]
         kept = self._policy.choose([(n, s.taken_ns) for n, s in visible])
+        kept |= self._held(session, visible)
         for sequence, snapshot in visible:
             if sequence not in kept and not snapshot.mark:
                 self._drop(session, sequence)
+
+    def _held(self, session: Ino, visible: Entries) -> set[int]:
+        """Of a session that is suspect: the last snapshot from before, and the last that a check found good."""
+        since_ns = self._suspect_since_ns(session)
+        if since_ns is None:
+            return set()
+        before = [n for n, s in visible if s.taken_ns < since_ns and s.verdict != BAD]
+        good = [n for n, s in visible if s.verdict == GOOD]
+        return {*before[-1:], *good[-1:]}
 
     def prune_all(self) -> None:
         """`prune` each session; one whose snapshots are damaged keeps them all."""

@@ -18,6 +18,7 @@ from sessfs.types import ROOT_INO, Ino
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from sessfs.errors import StoreCorrupt
     from sessfs.local.changes import Changes, SessionChanges
     from sessfs.local.chunkstore import References
     from sessfs.local.inodes import Inodes
@@ -89,6 +90,10 @@ class LocalSnapshots(Generic[FrozenT]):
             elif now_ns - changes.since_ns >= self._interval_s * 1e9:
                 found.append(session)
         return found
+
+    def tell_of_damage(self, listener: Callable[[Ino, StoreCorrupt], None]) -> None:
+        """See Snapshotter."""
+        self._cutter.on_damage = listener
 
     def _shorten(self, changes: SessionChanges) -> None:
         """No snapshot is taken of the files in the root: of their changes it is enough to know that there are any, and

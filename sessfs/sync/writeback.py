@@ -179,6 +179,10 @@ class Writeback(Generic[FrozenT]):
         """See Snapshotter: `run` sees to it."""
         return []
 
+    def tell_of_damage(self, listener: Callable[[Ino, StoreCorrupt], None]) -> None:
+        """See Snapshotter."""
+        self._cutter.on_damage = listener
+
     async def _settle_outbox(self) -> None:
         """An upload of which it is not known whether it counts: find out, before its numbers are used again."""
         outbox = self._places.outbox()

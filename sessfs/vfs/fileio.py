@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import stat
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
@@ -19,7 +19,7 @@ from sessfs.vfs.contents import Contents
 from sessfs.vfs.ranges import split
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection
 
     from sessfs.format.chunk import Buffer
     from sessfs.format.recipe import Extent
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sessfs.types import ChunkId, Ino
     from sessfs.vfs.quota import Quota
 
+T = TypeVar("T")
 READ_AHEAD_BYTES = 2 << 20
 """Who waits for one chunk of a file will want the next: what follows comes with it, mostly in the same request."""
 COPY_MAX_BYTES = 32 << 20
@@ -51,7 +52,16 @@ class ChunkSource(Protocol):
         """A file of *session* is read, and the chunk is needed for it."""
 
     async def fetch(self, ids: Collection[ChunkId]) -> None:
-        """Bring the chunks here, so that `find` has them; raises RemoteError or StoreCorrupt when that can't be."""
+        """Bring the chunks here, so that `find` has them; raises RemoteError or StoreCorrupt when that can't be. May be
+        cancelled at any moment.
+        """
+
+
+class Waiting(Protocol):
+    """See remote.patience.Patience."""
+
+    async def persist(self, session: Ino, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What *attempt* returns, however long the remote does not answer."""
 
 
 class FileIO(Contents):
@@ -72,12 +82,14 @@ class FileIO(Contents):
         """When set, writes that need room answer ENOSPC with this text."""
         self.quota: Quota | None = None
         """Asked before a file grows; None while nothing is limited."""
+        self.patience: Waiting | None = None
+        """How to wait while the remote does not answer; None: not at all."""
 
     # -- reading
 
     async def read(self, inode: Inode, offset: int, length: int) -> bytes:
         """The bytes of [offset, offset + length) that lie below the file's size. Raises StoreCorrupt or RemoteError
-        when a chunk of the range can't be had; other ranges stay readable.
+        when a chunk of the range is damaged or gone; other ranges stay readable. Waits while that is not known.
         """
         while True:
             parts: list[Buffer] = []
@@ -86,12 +98,18 @@ class FileIO(Contents):
                 return b"".join(parts)
             ahead = self._ahead(inode, min(offset + length, inode.size))
             try:
-                await self._chunks.fetch([*missing, *ahead])
+                await self._bring(inode, [*missing, *ahead])
             except (StoreCorrupt, RemoteCorrupt):
                 if not ahead:
                     raise
                 # It may be what was not asked for that is damaged.
-                await self._chunks.fetch(missing)
+                await self._bring(inode, missing)
+
+    async def _bring(self, inode: Inode, ids: Collection[ChunkId]) -> None:
+        if self.patience is None:
+            await self._chunks.fetch(ids)
+        else:
+            await self.patience.persist(inode.session, lambda: self._chunks.fetch(ids))
 
     def try_read(self, inode: Inode, offset: int, length: int, parts: list[Buffer]) -> list[ChunkId]:
         """Append to *parts* what `read` returns, in pieces, if it can be had without waiting; the chunks that are
@@ -178,7 +196,7 @@ class FileIO(Contents):
             self.quota.grow(inode, end - inode.size)
         await self._unshare(inode)
         while missing := self._hydrate_edges(inode, offset, end):
-            await self._fetch(missing)
+            await self._fetch(inode, missing)
             await self._unshare(inode)
         self.ensure_hot(inode)
         touched = self._touched(inode, offset, end)
@@ -206,10 +224,10 @@ class FileIO(Contents):
         recipe = self._inodes.load_recipe(inode)
         return [extent for part in spans for extent in recipe.overlapping(part.start, part.end)]
 
-    async def _fetch(self, missing: Collection[ChunkId]) -> None:
+    async def _fetch(self, inode: Inode, missing: Collection[ChunkId]) -> None:
         # A handler that came here without a task is given up where it first waits, which a nursery would not survive.
         await trio.lowlevel.checkpoint()
-        await self._chunks.fetch(missing)
+        await self._bring(inode, missing)
 
     def _edges(self, inode: Inode, start: int, end: int) -> list[Extent]:
         """The cold extents that [start, end) covers in part, but for holes."""
@@ -264,7 +282,7 @@ class FileIO(Contents):
             return
         await self._unshare(inode)
         while missing := self._cut_cold(inode, size):
-            await self._fetch(missing)
+            await self._fetch(inode, missing)
             await self._unshare(inode)
         self.ensure_hot(inode)
         self._hot.truncate(inode.ino, inode.hot_no, size)

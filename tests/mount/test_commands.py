@@ -389,7 +389,7 @@ def test_mount_helper_takes_every_setting(place: Path) -> None:
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 
-    switches = {"path_style", "single_node", "take_over", "upload_caches"}
+    switches = {"path_style", "single_node", "take_over", "upload_caches", "wait_at_start"}
     for key in {*config.setting_keys()} - {"mount_options", "foreground", *switches}:
         for name in (key, key.replace("_", "-")):
             flag = "--" + key.replace("_", "-")

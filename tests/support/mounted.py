@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sessfs.mount import control
+from sessfs.mount.loopwatch import LIMIT_VARIABLE, MARK
 from tests.support import posix
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ _FUSECTL = Path("/sys/fs/fuse/connections")
 _COMMAND = (sys.executable, "-m", "sessfs.cli.entry")
 _START_S = 30.0
 _STOP_S = 60.0
+LOOP_MS = "20"
+"""So much CPU time the daemon's loop may give to one task, or one request, before others have their turn."""
+HELD_LINES = 40
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,7 @@ class Mounted:
         self.pid = 0
         self._daemon: Process | None = None
         self._processes: set[Process] = set()
+        self._held_before = self._held()
 
     def __enter__(self) -> Mounted:
         try:
@@ -217,7 +222,8 @@ class Mounted:
 
     def _environment(self) -> dict[str, str]:
         """Return the test's own environment without settings of sessfs, and what the test gave."""
-        return {name: value for name, value in os.environ.items() if not name.startswith("SESSFS_")} | self.env
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SESSFS_")}
+        return {**kept, LIMIT_VARIABLE: LOOP_MS, **self.env}
 
     def mount(self) -> None:
         """Mount; on return the mountpoint answers, and `pid` is the daemon's. Mending a dead mount is up to the CLI."""
@@ -319,6 +325,14 @@ class Mounted:
             return ""
         return f"\n--- sessfs.log\n{text[-n_bytes:]}"
 
+    def _held(self) -> list[str]:
+        """Return what the log says of who kept others from their turn for too long, each with what was seen of it."""
+        lines = []
+        for name in ("sessfs.log.1", "sessfs.log"):
+            with contextlib.suppress(OSError):
+                lines += (self.state / name).read_text(errors="replace").splitlines()
+        return ["\n".join(lines[at : at + HELD_LINES]) for at, line in enumerate(lines) if MARK in line]
+
     def _tear_down(self) -> list[str]:
         """Unmount, by force if need be; return what was wrong."""
         problems: list[str] = []
@@ -329,6 +343,7 @@ class Mounted:
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 problems.append(f"umount at the end of the test failed: {error}")
         problems.extend(self._force())
+        problems.extend(f"the daemon's log says: {one}" for one in self._held()[len(self._held_before) :])
         if mount_lines(below=self._base):
             problems.append(f"a mount is left below {self._base}, which is therefore kept")
         else:

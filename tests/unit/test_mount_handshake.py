@@ -13,6 +13,7 @@ from sessfs.mount.handshake import (
     IN_HEADER_BYTES,
     INIT_EXT,
     INIT_OPCODE,
+    MAX_BACKGROUND,
     MAX_WRITE_BYTES,
     OUT_HEADER,
     improve,
@@ -28,28 +29,39 @@ def request(flags: int, opcode: int = INIT_OPCODE, flags2: int = 0) -> bytes:
     return header + INIT_IN.pack(7, 45, 1 << 20, flags, flags2)
 
 
-def answer(flags: int, max_write: int = 1 << 20, max_pages: int = 256, flags2: int = 0, error: int = 0) -> bytes:
-    body = INIT_OUT.pack(7, 38, 1 << 20, flags, 12, 9, max_write, 1, max_pages, 0, flags2)
+def answer(
+    flags: int,
+    max_write: int = 1 << 20,
+    max_pages: int = 256,
+    flags2: int = 0,
+    error: int = 0,
+    background: tuple[int, int] = (12, 9),
+) -> bytes:
+    body = INIT_OUT.pack(7, 38, 1 << 20, flags, *background, max_write, 1, max_pages, 0, flags2)
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), error, 1) + body
+
+
+def improved(flags: int, max_write: int = 1 << 20, flags2: int = 0) -> bytes:
+    return answer(flags, max_write, flags2=flags2, background=(MAX_BACKGROUND, MAX_BACKGROUND))
 
 
 def test_handshake_adds_what_the_kernel_offers() -> None:
     offered = WRITEBACK_CACHE | HANDLE_KILLPRIV_V2
-    assert improve(request(offered), answer(WRITEBACK_CACHE)) == answer(offered)
-    assert improve(request(offered | CACHE_SYMLINKS), answer(0)) == answer(HANDLE_KILLPRIV_V2 | CACHE_SYMLINKS)
+    assert improve(request(offered), answer(WRITEBACK_CACHE)) == improved(offered)
+    assert improve(request(offered | CACHE_SYMLINKS), answer(0)) == improved(HANDLE_KILLPRIV_V2 | CACHE_SYMLINKS)
 
 
 def test_handshake_second_word_of_flags_only_where_the_kernel_has_one() -> None:
     greedy = answer(INIT_EXT, flags2=0xFF)
-    assert improve(request(INIT_EXT, flags2=0xFFFF), greedy) == answer(INIT_EXT, flags2=DIRECT_IO_ALLOW_MMAP)
-    assert improve(request(INIT_EXT, flags2=0), greedy) == answer(INIT_EXT)
+    assert improve(request(INIT_EXT, flags2=0xFFFF), greedy) == improved(INIT_EXT, flags2=DIRECT_IO_ALLOW_MMAP)
+    assert improve(request(INIT_EXT, flags2=0), greedy) == improved(INIT_EXT)
     assert improve(request(0, flags2=0xFFFF), answer(0)) == answer(0)
-    assert improve(request(INIT_EXT)[: IN_HEADER_BYTES + 16], answer(0)) == answer(INIT_EXT)
+    assert improve(request(INIT_EXT)[: IN_HEADER_BYTES + 16], answer(0)) == improved(INIT_EXT)
 
 
 def test_handshake_takes_out_what_the_loop_does_not_serve() -> None:
     greedy = answer(WRITEBACK_CACHE | SETXATTR_EXT | POSIX_LOCKS, max_write=16 << 20, max_pages=4096, flags2=0xFF)
-    assert improve(request(0), greedy) == answer(WRITEBACK_CACHE, max_write=MAX_WRITE_BYTES, max_pages=256)
+    assert improve(request(0), greedy) == improved(WRITEBACK_CACHE, max_write=MAX_WRITE_BYTES)
 
 
 @pytest.mark.parametrize(
