@@ -149,8 +149,8 @@ def _unwrap(form: Format, secret: bytes) -> bytes:
 class NodeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a node says of itself. *beat* grows with each write. *fenced_by* names the node that took over; *clean*: all
     sessions were released. Segments up to *last_segment* count; a checkpoint covers those up to *last_checkpoint*, and
-    exists if *has_checkpoint* (else there was nothing to write down). *has_roster*: PREFIX/roster exists, and names each
-    session that has an object of its own but is not in the node's catalogue; version 1 knew of none.
+    exists if *has_checkpoint* (else there was nothing to write down). *has_roster*: PREFIX/roster exists, and names
+    each session that has an object of its own but is not in the node's catalogue; version 1 knew of none.
     """
 
     node: wire.NodeName

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -21,19 +20,14 @@ import trio
 from sessfs.errors import (
     Fenced,
     RemoteConflict,
-    RemoteCorrupt,
     RemoteError,
-    RemoteHeld,
     RemoteMissing,
 )
 from sessfs.format.repository import (
-    HOLDER_KEY,
     Holder,
     NodeState,
     SessionObject,
-    decode_holder,
     decode_state,
-    encode_holder,
     encode_session_object,
     encode_state,
 )
@@ -45,13 +39,13 @@ from sessfs.format.segment import (
     session_key,
     state_key,
 )
-from sessfs.remote.catalogue import Known, read_known
-from sessfs.remote.footers import iter_segments
+from sessfs.remote.catalogue import read_known
 from sessfs.remote.keeping import Keeping
 from sessfs.remote.objectstore import iter_keys
-from sessfs.remote.recovery import drop_older, find_last_holder, lost_state, rebuild_state, refuse_lost_holder
+from sessfs.remote.recovery import drop_older, find_last_holder
 from sessfs.remote.roster import HeldRoster, lost_session, show
 from sessfs.remote.sessionobjects import read_object, write_objects
+from sessfs.remote.taking import claim, nothing, read_holder, start_incarnation, take_from, was_last
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -59,6 +53,7 @@ if TYPE_CHECKING:
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import ManifestRef
     from sessfs.format.repository import KeptSnapshot
+    from sessfs.remote.catalogue import Known
     from sessfs.remote.objectstore import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -292,9 +287,7 @@ class Node:
             return
         present = [name for name, (ref, _) in self._catalogue.items() if ref is not None]
         removed = [name for name, (ref, _) in self._catalogue.items() if ref is None]
-        await self._roster.change(
-            self._store, present, removed, self.prove_right, is_due=self._state.has_roster
-        )
+        await self._roster.change(self._store, present, removed, self.prove_right, is_due=self._state.has_roster)
 
     async def _write_objects(self, names: Sequence[bytes]) -> None:
         """Have the sessions' own objects say what is the latest, and kept. Raises Fenced, RemoteError."""
@@ -393,14 +386,14 @@ async def open_node(
     taken over; RemoteCorrupt when the holder, its state or the roster is missing and is not to be taken over;
     RemoteError otherwise.
     """
-    holder, holder_etag = await _read_holder(store)
+    holder, holder_etag = await read_holder(store)
     if holder is None and take_over:
         holder = await find_last_holder(store)
     inherited, has_roster = nothing(), False
-    is_own = _is_own(holder, identity)
+    is_own = was_last(holder, identity)
     if holder is not None and not is_own:
-        inherited, has_roster = await _take_from(store, envelope, holder, identity, take_over, stale_s)
-    state, etag, is_rebuilt = await _start_incarnation(store, identity, holder, take_over, has_roster)
+        inherited, has_roster = await take_from(store, envelope, holder, identity, take_over, stale_s)
+    state, etag, is_rebuilt = await start_incarnation(store, identity, holder, take_over, has_roster)
     if is_own:
         inherited = await read_known(store, envelope, state)
         if is_rebuilt:
@@ -412,126 +405,5 @@ async def open_node(
     if inherited.latest and (not is_own or is_rebuilt):
         # Before the claim: from then on nobody looks into the state of the node before.
         await node.checkpoint()
-    await _claim(store, identity, state.incarnation, holder_etag)
+    await claim(store, identity, state.incarnation, holder_etag)
     return node
-
-
-def nothing() -> Known:
-    """Of a node that released all."""
-    return Known({}, {}, [], set())
-
-
-def _is_own(holder: Holder | None, identity: Identity) -> bool:
-    """True when no other node has held the prefix since this one last did, if it did."""
-    return holder is None or holder.node == identity.name
-
-
-async def _read_holder(store: ObjectStore) -> tuple[Holder | None, str | None]:
-    try:
-        blob = await store.get(HOLDER_KEY)
-    except RemoteMissing:
-        return None, None
-    return decode_holder(blob.body), blob.etag
-
-
-async def _claim(store: ObjectStore, identity: Identity, incarnation: int, etag: str | None) -> None:
-    since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    holder = Holder(identity.name, incarnation, identity.hostname, identity.pid, since)
-    try:
-        await store.put_if(HOLDER_KEY, encode_holder(holder), etag)
-    except RemoteConflict as exc:
-        raise RemoteHeld("another node took the remote at this very moment: try again, or mount there") from exc
-
-
-async def _rebuild(store: ObjectStore, holder: Holder, *, take_over: bool) -> NodeState:
-    """The state of the holder is not there. It was before the holder was, so it was lost. Raises RemoteCorrupt unless
-    *take_over*: then what it said is found out, see `rebuild_state`.
-    """
-    if not take_over:
-        raise lost_state(holder)
-    return await rebuild_state(store, holder)
-
-
-async def _last_number(store: ObjectStore, node: str) -> int:
-    """The highest number of a segment that the node ever wrote and that is there, 0 for none."""
-    last = 0
-    async for number, _ in iter_segments(store, node, 0):
-        last = number
-    return last
-
-
-async def _start_incarnation(
-    store: ObjectStore, identity: Identity, holder: Holder | None, take_over: bool, has_roster: bool
-) -> tuple[NodeState, str, bool]:
-    """This node's state for a new incarnation, swapped in, its etag, and whether it had to be rebuilt. When another node
-    has held the prefix since, nothing that this one published before is the latest any more, and *has_roster* is what
-    that node knew. Raises RemoteCorrupt when the holder, or this node's state, is lost.
-    """
-    key = state_key(identity.name)
-    forget = not _is_own(holder, identity)
-    is_rebuilt = False
-    old: NodeState | None = None
-    etag: str | None = None
-    try:
-        blob = await store.get(key)
-        old, etag = decode_state(blob.body, key), blob.etag
-    except RemoteMissing:
-        pass
-    if holder is None:
-        await refuse_lost_holder(store)
-    if old is None and holder is not None and not forget:
-        is_rebuilt = True
-        old = await _rebuild(store, holder, take_over=take_over)
-    elif old is None:
-        # Should there be any, segments are referred to: no number is used twice.
-        last = await _last_number(store, identity.name) if holder is not None else 0
-        old = NodeState(
-            node=identity.name, hostname=identity.hostname, incarnation=0, last_segment=last, last_checkpoint=last
-        )
-    state = msgspec.structs.replace(
-        old,
-        incarnation=old.incarnation + 1,
-        beat=old.beat + 1,
-        hostname=identity.hostname,
-        fenced_by=None,
-        clean=False,
-        last_checkpoint=old.last_segment if forget else old.last_checkpoint,
-        has_checkpoint=old.has_checkpoint and not forget,
-        has_roster=has_roster if forget else old.has_roster,
-    )
-    return state, await store.put_if(key, encode_state(state), etag), is_rebuilt
-
-
-async def _take_from(
-    store: ObjectStore, envelope: Envelope, holder: Holder, identity: Identity, take_over: bool, stale_s: float
-) -> tuple[Known, bool]:
-    """Make sure that *holder* writes no more; its catalogue, which is empty when it released all, and whether the
-    remote has a roster.
-    """
-    who = f"node {holder.node} (host {holder.hostname}, process {holder.pid}, since {holder.since})"
-    key = state_key(holder.node)
-    etag: str | None = None
-    try:
-        blob = await store.get(key)
-        state, etag = decode_state(blob.body, key), blob.etag
-    except RemoteMissing:
-        state = await _rebuild(store, holder, take_over=take_over)
-    if state.clean:
-        return nothing(), state.has_roster
-    if state.fenced_by is None:
-        if not take_over:
-            raise RemoteHeld(
-                f"the remote is held by {who}, which did not release it: unmount it there, or, if that machine is "
-                f"gone, mount with --take-over"
-            )
-        log.info("watching the heartbeat of %s for %.0f s", who, stale_s)
-        await trio.sleep(stale_s)
-        fenced = msgspec.structs.replace(state, fenced_by=identity.name, beat=state.beat + 1)
-        try:
-            await store.put_if(key, encode_state(fenced), etag)
-        except RemoteConflict as exc:
-            raise RemoteHeld(f"the remote is held by {who}, and its heart beats: unmount it there first") from exc
-    known = await read_known(store, envelope, state)
-    if etag is None:
-        await drop_older(store, envelope, known)
-    return known, state.has_roster

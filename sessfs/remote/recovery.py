@@ -10,16 +10,18 @@ import logging
 from typing import TYPE_CHECKING
 
 from sessfs.errors import RemoteCorrupt, RemoteMissing
-from sessfs.format.repository import HOLDER_KEY, Holder, NodeState, decode_state
+from sessfs.format.repository import FORMAT_KEY, HOLDER_KEY, Holder, NodeState, decode_state
+from sessfs.format.roster import ROSTER_KEY
 from sessfs.format.segment import (
     NODES_PREFIX,
+    SESSIONS_PREFIX,
     checkpoints_prefix,
     parse_checkpoint_key,
     parse_segment_key,
     state_key,
 )
 from sessfs.remote.footers import iter_segments
-from sessfs.remote.objectstore import iter_keys
+from sessfs.remote.objectstore import LIST_PAGE, iter_keys
 from sessfs.remote.roster import PUT_BACK
 from sessfs.remote.sessionobjects import read_object
 
@@ -30,22 +32,36 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 LONG_AGO = "1970-01-01T00:00:00Z"
+BEFORE_OURS = "gc"
+"""No key of a repository but PREFIX/format sorts before it."""
+OURS = ("gc/", NODES_PREFIX, SESSIONS_PREFIX)
 
 
 def lost_holder(witness: str) -> RemoteCorrupt:
     """The error for a remote without a holder in which some node published *witness*."""
     return RemoteCorrupt(
-        f"{HOLDER_KEY} is missing, but {witness} is there, so a node held this remote, and may have published what only "
-        f"its own objects say: {PUT_BACK}; or mount with --take-over, which finds the last holder by the nodes' states"
+        f"{HOLDER_KEY} is missing, but {witness} is there: a node held this remote, and may have published what only "
+        f"its own objects say; {PUT_BACK}; or mount with --take-over, which finds the last holder by the nodes' states"
     )
 
 
 def lost_state(holder: Holder) -> RemoteCorrupt:
     """The error for a holder whose state is missing: with it went the word which segments count."""
     return RemoteCorrupt(
-        f"{state_key(holder.node)} is missing, but node {holder.node} (host {holder.hostname}) holds the remote: "
-        f"{PUT_BACK}; or mount with --take-over, which goes on with what that node's segments say"
+        f"{state_key(holder.node)} is missing: node {holder.node} (host {holder.hostname}) holds the remote, but its "
+        f"state is missing, so it is not known which segments count; {PUT_BACK}; or mount with --take-over, which goes "
+        "on with what that node's segments say"
     )
+
+
+async def refuse_lost_format(store: ObjectStore) -> None:
+    """For a remote without PREFIX/format: raises RemoteCorrupt if it has objects of a repository."""
+    for entry in await store.list_page("", BEFORE_OURS, LIST_PAGE):
+        if entry.key in (HOLDER_KEY, ROSTER_KEY) or entry.key.startswith(OURS):
+            raise RemoteCorrupt(
+                f"{FORMAT_KEY} is missing, but {entry.key} is there: without it nothing here can be read, and no new "
+                f"repository is made over it: {PUT_BACK}"
+            )
 
 
 def _is_work(key: str) -> bool:
@@ -78,7 +94,9 @@ async def find_last_holder(store: ObjectStore) -> Holder | None:
     unsure = [state for state in speaking if state.fenced_by is not None and not _is_past(state, states)]
     if len(live) > 1 or (unsure and not live):
         names = ", ".join(sorted(state.node for state in (live or unsure)))
-        raise RemoteCorrupt(f"{HOLDER_KEY} is missing, and it can't be told which node held it last ({names}): {PUT_BACK}")
+        raise RemoteCorrupt(
+            f"{HOLDER_KEY} is missing, and it can't be told which node held it last ({names}): {PUT_BACK}"
+        )
     # Where no state says more than the sessions' own objects, it does not matter whose is taken.
     found = live[0] if live else max(states.values(), key=lambda state: entries[state.node].mtime_s)
     log.warning("%s is missing: by the nodes' states, node %s was the last to hold it", HOLDER_KEY, found.node)

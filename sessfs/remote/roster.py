@@ -35,15 +35,15 @@ def show(name: bytes) -> str:
 def lost_session(envelope: Envelope, name: bytes) -> RemoteCorrupt:
     """The error for a session that was released and has no object."""
     return RemoteCorrupt(
-        f"{session_key(envelope, name)} is missing, but session {show(name)} was released and never removed: {PUT_BACK}; "
-        "or let `sessfs fsck --remote URL --repair` make it anew"
+        f"{session_key(envelope, name)} is missing, but session {show(name)} was released, not removed; {PUT_BACK}, "
+        "or have `sessfs fsck --remote URL --repair` make it anew"
     )
 
 
 def lost_roster() -> RemoteCorrupt:
     """The error for a roster that the node's state counts on, and that is not there."""
     return RemoteCorrupt(
-        f"{ROSTER_KEY} is missing, so it is not known which sessions there are: {PUT_BACK}; or mount with --take-over, "
+        f"{ROSTER_KEY} is missing, so it is not known which sessions there are; {PUT_BACK}, or mount with --take-over, "
         "which makes it anew of the sessions that are there"
     )
 
