@@ -56,8 +56,8 @@ async def read_holder(store: ObjectStore) -> tuple[Holder | None, str | None]:
 
 
 async def claim(store: ObjectStore, identity: Identity, incarnation: int, etag: str | None) -> None:
-    """Say that the prefix is this node's, if the holder still is what was read with *etag*. Raises RemoteHeld when it is
-    not, RemoteError.
+    """Say that the prefix is this node's, if the holder still is what was read with *etag*. Raises RemoteHeld when it
+    is not, RemoteError.
     """
     since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     holder = Holder(identity.name, incarnation, identity.hostname, identity.pid, since)

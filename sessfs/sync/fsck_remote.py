@@ -318,7 +318,9 @@ class _Check:
     def _notes(self, view: View) -> list[str]:
         notes = []
         if view.holder is not None and view.holder.node in view.known:
-            notes.append(f"node {view.holder.node} (host {view.holder.hostname}) has the remote mounted")
+            notes.append(
+                f"node {view.holder.node} (host {view.holder.hostname}) has the remote mounted, or did not release it"
+            )
         if view.inventory.strangers:
             strangers = view.inventory.strangers
             notes.append(f"{len(strangers)} objects are not of sessfs: {strangers[0]}, ...")
