@@ -397,7 +397,7 @@ async def open_node(
     if is_own:
         inherited = await read_known(store, envelope, state)
         if is_rebuilt:
-            await drop_older(store, envelope, inherited)
+            await drop_older(store, envelope, identity.name, inherited)
     roster = HeldRoster(envelope)
     if take_over and state.has_roster and await roster.begin_anew(store):
         state = msgspec.structs.replace(state, has_roster=False)

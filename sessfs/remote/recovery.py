@@ -157,13 +157,18 @@ async def rebuild_state(store: ObjectStore, holder: Holder) -> NodeState:
     )
 
 
-async def drop_older(store: ObjectStore, envelope: Envelope, known: Known) -> None:
-    """Leave of *known*, which is of a rebuilt state, what is newer than the sessions' own objects: a session that was
-    released since goes by its object. One that some segment says is removed, and that has an object, stays.
+async def drop_older(store: ObjectStore, envelope: Envelope, node: str, known: Known) -> None:
+    """Leave of *known*, which is of a rebuilt state of *node*, what is newer than the sessions' own objects: a session
+    that was released since goes by its object. Raises RemoteError.
     """
     for name, (ref, sequence) in list(known.latest.items()):
         record = await read_object(store, envelope, name)
-        if record is not None and record.manifest is not None and (ref is None or record.sequence >= sequence):
+        if record is None or record.manifest is None:
+            continue
+        # What the node published of a session after it removed it would be known. What another node did is not: then
+        # the session stays.
+        is_newer = record.sequence >= sequence if ref is not None else record.manifest.node != node
+        if is_newer:
             del known.latest[name]
             known.kept.pop(name, None)
             known.covered.discard(name)

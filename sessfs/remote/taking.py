@@ -157,5 +157,5 @@ async def take_from(
             raise RemoteHeld(f"the remote is held by {who}, and its heart beats: unmount it there first") from exc
     known = await read_known(store, envelope, state)
     if etag is None:
-        await drop_older(store, envelope, known)
+        await drop_older(store, envelope, holder.node, known)
     return known, state.has_roster

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sessfs.errors import RemoteCorrupt, RemoteMissing
 from sessfs.format.manifest import SegmentRef, chunk_places
-from sessfs.format.segment import segment_key
 from sessfs.remote.roster import PUT_BACK, show
 from sessfs.sync import remote_index
 from sessfs.sync.remote_index import Ranges
@@ -62,8 +61,8 @@ class Liveness:
             except RemoteMissing as exc:
                 if root.kind != "kept":
                     raise RemoteCorrupt(
-                        f"{root.where} names the {KINDS[root.kind]} of session {show(root.session)}, whose manifest is "
-                        f"missing ({segment_key(root.ref.node, root.ref.segment)} or what it builds upon): {PUT_BACK}"
+                        f"{root.where} names the {KINDS[root.kind]} of session {show(root.session)}, and something of "
+                        f"that is missing ({exc}): {PUT_BACK}"
                     ) from exc
                 # What it needs is not known: see `may_be_needed`.
                 self.lost.append(root)

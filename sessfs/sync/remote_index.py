@@ -294,7 +294,7 @@ class _ViewReader:
         self._damage(state_key(node), lost_state(view.holder))
         state = await rebuild_state(self._store, view.holder)
         view.known[node] = known = await read_known(self._store, self._envelope, state, self._damage)
-        await drop_older(self._store, self._envelope, known)
+        await drop_older(self._store, self._envelope, node, known)
 
 
 async def read_footer(store: ObjectStore, envelope: Envelope, ref: SegmentRef) -> Footer:
