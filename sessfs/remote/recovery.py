@@ -7,6 +7,7 @@ ever published. A plain mount refuses then; one with --take-over goes on with wh
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from sessfs.errors import RemoteCorrupt, RemoteMissing
@@ -70,10 +71,11 @@ def _is_work(key: str) -> bool:
 
 async def refuse_lost_holder(store: ObjectStore) -> None:
     """For a remote without a holder: raises RemoteCorrupt if some node ever published, so that there was one."""
-    async for entry in iter_keys(store, NODES_PREFIX):
-        # A first start that ended before it took the prefix leaves a state, and nothing else.
-        if _is_work(entry.key):
-            raise lost_holder(entry.key)
+    async with aclosing(iter_keys(store, NODES_PREFIX)) as entries:
+        async for entry in entries:
+            # A first start that ended before it took the prefix leaves a state, and nothing else.
+            if _is_work(entry.key):
+                raise lost_holder(entry.key)
 
 
 def _speaks(state: NodeState) -> bool:
