@@ -36,10 +36,19 @@ ReadData = Annotated[
 ]
 
 
+Repair = Annotated[
+    bool,
+    typer.Option(
+        "--repair", help="Of a remote: first make lost objects of sessions anew, of what the segments say of them."
+    ),
+]
+
+
 def fsck(
     state: State = None,
     remote: Remote = None,
     read_data: ReadData = None,
+    repair: Repair = False,
     endpoint_url: mounting.Endpoint = None,
     region: mounting.Region = None,
     path_style: mounting.PathStyle = False,
@@ -48,12 +57,15 @@ def fsck(
 ) -> None:
     """Check a state directory or a remote, everything against everything. Exit 0 only if it is clean, 21 or 35 if not.
 
-    Names each damaged file with its session. Changes nothing: what a crash left unfinished, the next mount mends.
+    Names each damaged file with its session. Changes nothing, unless --repair is given: what a crash left unfinished,
+    the next mount mends.
     """
     if (state is None) == (remote is None):
         raise UsageError("check what? Give either --state DIR or --remote URL")
     if state is not None and read_data is not None:
         raise UsageError("--read-data is for --remote: of a state directory everything is read")
+    if state is not None and repair:
+        raise UsageError("--repair is for --remote: what a state directory needs, the next mount does")
     quiet = as_json or not sys.stderr.isatty()
     if state is not None:
         state_dir = Path(os.path.abspath(state))
@@ -62,7 +74,7 @@ def fsck(
         report = checker.check_state(state_dir) if quiet else _check_with_progress(state_dir)
     else:
         settings = remote_commands.settings_for(remote, endpoint_url, region, path_style, key_file)
-        report = remote_commands.check(settings, read_data or 0.0, quiet=as_json)
+        report = remote_commands.check(settings, read_data or 0.0, repair=repair, quiet=as_json)
     if as_json:
         output.print_json({"clean": report.clean, **msgspec.to_builtins(report)})
     else:
@@ -79,7 +91,8 @@ def _check_with_progress(state_dir: Path) -> checker.Report:
 
 def _print_report(report: checker.Report) -> None:
     for problem in report.problems:
-        where = f"session {problem.session}, {problem.path}: " if problem.session or problem.path else ""
+        named = (f"session {problem.session}" if problem.session else "", problem.path)
+        where = ", ".join(filter(None, named)) + ": " if any(named) else ""
         output.print_line(f"{problem.kind}: {where}{problem.message}")
     for note in report.notes:
         output.print_line(f"note: {note}")

@@ -27,6 +27,7 @@ from sessfs.mount.repository import read_secret, remote_settings
 from sessfs.remote.urls import open_remote
 from sessfs.sync import fsck_remote, remote_index
 from sessfs.sync.gc import Options, collect
+from sessfs.sync.repairing import repair_sessions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -182,13 +183,17 @@ def _print_collected(answer: dict[str, Any]) -> None:
 # -- fsck
 
 
-def check(settings: Settings, percent: float, *, quiet: bool) -> Report:
-    """Check the remote of *settings*, reading *percent* of its frames. Raises RemoteError when that can't be done."""
+def check(settings: Settings, percent: float, *, repair: bool, quiet: bool) -> Report:
+    """Check the remote of *settings*, reading *percent* of its frames, after a repair if one is wanted: what that did
+    is in the notes. Raises RemoteError when that can't be done.
+    """
     sampling = fsck_remote.Sampling(percent / 100, secrets.token_bytes(16))
     with _showing("checking", quiet=quiet) as progress:
 
         async def work(store: ObjectStore, hash_key: bytes, envelope: Envelope) -> Report:
-            return await fsck_remote.check_remote(store, envelope, hash_key, sampling, progress)
+            done = await repair_sessions(store, envelope) if repair else []
+            report = await fsck_remote.check_remote(store, envelope, hash_key, sampling, progress)
+            return msgspec.structs.replace(report, notes=[*done, *report.notes])
 
         return trio.run(with_repository, settings, work)
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FORMAT_KEY = "format"
 HOLDER_KEY = "holder"
 FORMAT_VERSION = 1
-STATE_VERSION = 1
+STATE_VERSION = 2
 SESSION_VERSION = 2
 HOLDER_VERSION = 1
 REPOSITORY_ID_BYTES = 16
@@ -149,7 +149,8 @@ def _unwrap(form: Format, secret: bytes) -> bytes:
 class NodeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a node says of itself. *beat* grows with each write. *fenced_by* names the node that took over; *clean*: all
     sessions were released. Segments up to *last_segment* count; a checkpoint covers those up to *last_checkpoint*, and
-    exists if *has_checkpoint* (else there was nothing to write down).
+    exists if *has_checkpoint* (else there was nothing to write down). *has_roster*: PREFIX/roster exists, and names
+    each session that has an object of its own but is not in the node's catalogue; version 1 knew of none.
     """
 
     node: wire.NodeName
@@ -161,6 +162,7 @@ class NodeState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     beat: wire.Count = 0
     fenced_by: Text | None = None
     clean: bool = False
+    has_roster: bool = False
     version: int = STATE_VERSION
 
 
@@ -170,13 +172,15 @@ def encode_state(state: NodeState) -> bytes:
 
 
 def decode_state(encoded: bytes, what: str = "a node's state") -> NodeState:
-    """Inverse of `encode_state`; raises RemoteCorrupt or RemoteUnsuitable, naming *what*."""
+    """Inverse of `encode_state`, an older version being brought up to this one; raises RemoteCorrupt or
+    RemoteUnsuitable, naming *what*.
+    """
     state = wire.decode_json(encoded, NodeState, STATE_VERSION, what)
     if state.last_checkpoint > state.last_segment:
         raise RemoteCorrupt(
             f"{what}: a checkpoint of segment {state.last_checkpoint}, the last is {state.last_segment}"
         )
-    return state
+    return msgspec.structs.replace(state, version=STATE_VERSION)
 
 
 # -- PREFIX/sessions/<session>

@@ -22,6 +22,7 @@ from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
 from sessfs.mount.syncs import Syncs
 from sessfs.remote.patience import Patience
+from sessfs.remote.roster import lost_session, show
 from sessfs.sessions.prefetching import Prefetcher
 from sessfs.sync.evict import evict_when_full
 from sessfs.sync.history import History
@@ -49,6 +50,8 @@ FLUSH_TIMEOUT_S = 20.0
 RETRY_S = 5.0
 NAMED_MAX = 10
 """So many sessions are named in a warning."""
+LOST_SHOWN = 5
+"""So many sessions whose object is lost are named in warnings; the log and fsck name all."""
 BEGIN_S = 20.0
 """So long a publishing waits until it is known what was collected meanwhile."""
 
@@ -354,6 +357,8 @@ class RemoteSide:
         elif self._gate.node is None or self.writeback.failed:
             found.append(f"the remote: {self._trouble()}")
         found += warn_of_waiting(self._volume.inodes, self.patience, self._repository.remote.health())
+        for name in sorted(self._gate.node.lost)[:LOST_SHOWN] if self._gate.node is not None else ():
+            found.append(f"session {show(name)}: {lost_session(self._repository.envelope, name)}")
         if self._gate.node is not None and self._gate.node.fenced:
             found.append(f"read-only: another node ({self._gate.node.fenced}) took over the remote")
         return found

@@ -20,6 +20,7 @@ from sessfs.errors import (
 from sessfs.format.chunk import HASH_KEY_BYTES
 from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, new_format, open_format
 from sessfs.local.state import write_durably
+from sessfs.remote.recovery import refuse_lost_format
 from sessfs.remote.retrying import RetryPolicy
 from sessfs.remote.urls import Remote, RemoteSettings, open_remote
 
@@ -77,7 +78,8 @@ def read_secret(settings: Settings) -> bytes | None:
 async def open_repository(remote: Remote, secret: bytes | None, state: CachedState, deadline_s: float) -> Repository:
     """Read PREFIX/format, or make it when the remote is new; where it can't be read, what the state remembers of it.
 
-    Raises RemoteUnavailable or RemoteDenied when it can't be read and nothing is remembered, KeyWrong, and
+    Raises RemoteUnavailable or RemoteDenied when it can't be read and nothing is remembered, KeyWrong, RemoteCorrupt
+    when it is missing and other objects of a repository are not, and
     RemoteUnsuitable when the state belongs to another repository, or to one that is not there, or a new remote has no
     conditional writes.
     """
@@ -85,6 +87,7 @@ async def open_repository(remote: Remote, secret: bytes | None, state: CachedSta
     try:
         encoded = (await store.get(FORMAT_KEY)).body
     except RemoteMissing as exc:
+        await refuse_lost_format(store)
         if state.format is not None:
             raise RemoteUnsuitable(
                 f"there is no repository at {remote.url}, but this state was used with one: check --remote; "

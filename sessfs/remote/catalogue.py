@@ -7,14 +7,16 @@ Where these disagree, a snapshot counts as kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
-from sessfs.errors import RemoteCorrupt
+from sessfs.errors import RemoteCorrupt, RemoteMissing, RemoteUnsuitable, SessfsError
 from sessfs.format.manifest import ManifestRef
 from sessfs.format.repository import KeptSnapshot
-from sessfs.format.segment import checkpoint_key, decode_checkpoint
+from sessfs.format.segment import checkpoint_key, decode_checkpoint, segment_key
 from sessfs.remote.footers import iter_segments, read_segment_footer
+from sessfs.remote.roster import PUT_BACK
 
 if TYPE_CHECKING:
     from sessfs.format.envelope import Envelope
@@ -44,28 +46,63 @@ class Known(NamedTuple):
     covered: set[bytes]
 
 
-async def read_known(store: ObjectStore, envelope: Envelope, state: NodeState) -> Known:
+OnDamage = Callable[[str, SessfsError], None]
+"""Told (key, error) of an object that is damaged or missing."""
+DAMAGE = (RemoteCorrupt, RemoteMissing, RemoteUnsuitable)
+"""Errors that are a finding about the bucket, not a failure to find out."""
+
+
+def _refuse(key: str, error: SessfsError) -> None:
+    raise error
+
+
+async def read_known(store: ObjectStore, envelope: Envelope, state: NodeState, on_damage: OnDamage = _refuse) -> Known:
     """What the node knew of its sessions: its last checkpoint, and the footers of the segments since. Raises
-    RemoteError; RemoteCorrupt when a segment that counts is missing.
+    RemoteError; RemoteCorrupt when the checkpoint, or a segment that counts, is missing, or damaged. With *on_damage*
+    what can't be read is left out.
     """
     known = Known({}, {}, [], set())
     if state.has_checkpoint:
-        blob = await store.get(checkpoint_key(state.node, state.last_checkpoint))
-        _add_checkpoint(known, decode_checkpoint(blob.body, state.node, state.last_checkpoint, envelope))
-    expected = state.last_checkpoint
-    if expected == state.last_segment:
+        await _read_checkpoint(store, envelope, state, known, on_damage)
+    if state.last_checkpoint == state.last_segment:
         return known
+    expected = state.last_checkpoint + 1
     async with aclosing(iter_segments(store, state.node, state.last_checkpoint)) as segments:
         async for number, size in segments:
             if number > state.last_segment:
                 break
-            expected += 1
-            if number != expected:
-                raise RemoteCorrupt(f"segment {expected} of node {state.node} is missing")
-            _add_footer(known, await read_segment_footer(store, state.node, number, size, envelope), state.node, number)
-    if expected < state.last_segment:
-        raise RemoteCorrupt(f"segment {expected + 1} of node {state.node} is missing")
+            _miss_segments(state, expected, number, on_damage)
+            expected = number + 1
+            try:
+                footer = await read_segment_footer(store, state.node, number, size, envelope)
+            except DAMAGE as exc:
+                on_damage(segment_key(state.node, number), exc)
+            else:
+                _add_footer(known, footer, state.node, number)
+    _miss_segments(state, expected, state.last_segment + 1, on_damage)
     return known
+
+
+async def _read_checkpoint(
+    store: ObjectStore, envelope: Envelope, state: NodeState, known: Known, on_damage: OnDamage
+) -> None:
+    key = checkpoint_key(state.node, state.last_checkpoint)
+    try:
+        body = (await store.get(key)).body
+        _add_checkpoint(known, decode_checkpoint(body, state.node, state.last_checkpoint, envelope))
+    except RemoteMissing:
+        text = f"{key} is missing, which says what node {state.node} knew of its sessions: {PUT_BACK}"
+        on_damage(key, RemoteCorrupt(text))
+    except DAMAGE as exc:
+        on_damage(key, exc)
+
+
+def _miss_segments(state: NodeState, first: int, end: int, on_damage: OnDamage) -> None:
+    """Segments from *first* up to *end*, which is not one of them, are not there."""
+    for number in range(first, end):
+        key = segment_key(state.node, number)
+        text = f"segment {number} of node {state.node} is missing ({key}), which says what changed last: {PUT_BACK}"
+        on_damage(key, RemoteCorrupt(text))
 
 
 def _add_checkpoint(known: Known, checkpoint: Checkpoint) -> None:

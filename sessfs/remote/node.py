@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -21,19 +20,14 @@ import trio
 from sessfs.errors import (
     Fenced,
     RemoteConflict,
-    RemoteCorrupt,
     RemoteError,
-    RemoteHeld,
     RemoteMissing,
 )
 from sessfs.format.repository import (
-    HOLDER_KEY,
     Holder,
     NodeState,
     SessionObject,
-    decode_holder,
     decode_state,
-    encode_holder,
     encode_session_object,
     encode_state,
 )
@@ -45,11 +39,13 @@ from sessfs.format.segment import (
     session_key,
     state_key,
 )
-from sessfs.remote.catalogue import Known, read_known
-from sessfs.remote.footers import iter_segments
+from sessfs.remote.catalogue import read_known
 from sessfs.remote.keeping import Keeping
 from sessfs.remote.objectstore import iter_keys
+from sessfs.remote.recovery import drop_older, find_last_holder
+from sessfs.remote.roster import HeldRoster, lost_session, show
 from sessfs.remote.sessionobjects import read_object, write_objects
+from sessfs.remote.taking import claim, nothing, read_holder, start_incarnation, take_from, was_last
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -57,6 +53,7 @@ if TYPE_CHECKING:
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import ManifestRef
     from sessfs.format.repository import KeptSnapshot
+    from sessfs.remote.catalogue import Known
     from sessfs.remote.objectstore import ObjectStore
 
 log = logging.getLogger(__name__)
@@ -90,6 +87,7 @@ class Node:
         state: NodeState,
         etag: str,
         inherited: Known,
+        roster: HeldRoster,
         *,
         monotonic_s: Callable[[], float],
         former: Holder | None,
@@ -101,6 +99,9 @@ class Node:
         self._etag = etag
         self._catalogue = inherited.latest
         self.keeping = Keeping(envelope, inherited.kept)
+        self._roster = roster
+        self.lost: set[bytes] = set()
+        """Sessions that were released, and whose own object was found to be missing."""
         self._monotonic_s = monotonic_s
         self._written_s = monotonic_s()
         self._given: dict[int, list[tuple[bytes, ManifestRef | None, int]]] = {}
@@ -272,10 +273,21 @@ class Node:
         RemoteError.
         """
         await self._write_objects([*self._catalogue, *self.keeping.untold(self._catalogue)])
+        await self._tell_roster()
         async with self._checkpointing:
-            await self._swap(clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False)
+            await self._swap(
+                clean=True, last_checkpoint=self._state.last_segment, has_checkpoint=False, has_roster=True
+            )
         self._catalogue.clear()
         self.keeping.end()
+
+    async def _tell_roster(self) -> None:
+        """Have the roster say which sessions have an object of their own. Raises Fenced, RemoteError."""
+        if self._state.has_roster and not self._catalogue:
+            return
+        present = [name for name, (ref, _) in self._catalogue.items() if ref is not None]
+        removed = [name for name, (ref, _) in self._catalogue.items() if ref is None]
+        await self._roster.change(self._store, present, removed, self.prove_right, is_due=self._state.has_roster)
 
     async def _write_objects(self, names: Sequence[bytes]) -> None:
         """Have the sessions' own objects say what is the latest, and kept. Raises Fenced, RemoteError."""
@@ -303,6 +315,8 @@ class Node:
         """Delete the objects of sessions whose removal is published, and write a checkpoint that does not name them.
         Segments up to its number are not read by a start any more. Raises Fenced, RemoteError.
         """
+        # First: a name in the roster without an object would be a loss.
+        await self._roster.forget(self._store, names, self.prove_right, is_due=self._state.has_roster)
         # The right to do so must still be this node's.
         await self._swap()
         await self._store.delete([session_key(self._envelope, name) for name in names])
@@ -321,10 +335,18 @@ class Node:
         relocations = self.keeping.relocations
         record = await read_object(self._answering, self._envelope, name)
         if record is None:
+            await self._miss(name)
             return None
+        self.lost.discard(name)
         if relocations == self.keeping.relocations:
             self.keeping.saw(record)
         return record.manifest, record.sequence
+
+    async def _miss(self, name: bytes) -> None:
+        """The session has no object: raises RemoteCorrupt if it was released, RemoteError if that is not known."""
+        if name in await self._roster.names(self._answering, is_due=self._state.has_roster):
+            self.lost.add(name)
+            raise lost_session(self._envelope, name)
 
     async def resolve_kept(self, name: bytes) -> list[KeptSnapshot]:
         """See sync.restore.Catalogue."""
@@ -333,15 +355,22 @@ class Node:
     async def iter_pages(self) -> AsyncIterator[list[bytes]]:
         """See sync.restore.Catalogue."""
         yield [name for name, (ref, _) in self._catalogue.items() if ref is not None]
+        lost = set(await self._roster.names(self._answering, is_due=self._state.has_roster))
         page: list[bytes] = []
         async for entry in iter_keys(self._answering, SESSIONS_PREFIX, PAGE):
             name = self._envelope.open_name(entry.key.removeprefix(SESSIONS_PREFIX))
+            lost.discard(name)
             if name not in self._catalogue:
                 page.append(name)
             if len(page) == PAGE:
                 yield page
                 page = []
         yield page
+        # They exist: who looks into one is told what is missing.
+        self.lost = lost.difference(self._catalogue)
+        for name in sorted(self.lost):
+            log.error("session %s: %s", show(name), lost_session(self._envelope, name))
+        yield sorted(self.lost)
 
 
 async def open_node(
@@ -354,131 +383,27 @@ async def open_node(
     monotonic_s: Callable[[], float],
 ) -> Node:
     """Take the prefix. Raises RemoteHeld, naming the holder, when another node has it and is not to be, or can't be,
-    taken over; RemoteCorrupt when the holder's state is missing and is not to be taken over; RemoteError otherwise.
+    taken over; RemoteCorrupt when the holder, its state or the roster is missing and is not to be taken over;
+    RemoteError otherwise.
     """
-    holder, holder_etag = await _read_holder(store)
-    inherited = Known({}, {}, [], set())
-    is_own = _is_own(holder, identity)
+    holder, holder_etag = await read_holder(store)
+    if holder is None and take_over:
+        holder = await find_last_holder(store)
+    inherited, has_roster = nothing(), False
+    is_own = was_last(holder, identity)
     if holder is not None and not is_own:
-        inherited = await _take_from(store, envelope, holder, identity, take_over, stale_s)
-    state, etag = await _start_incarnation(store, identity, holder, take_over)
+        inherited, has_roster = await take_from(store, envelope, holder, identity, take_over, stale_s)
+    state, etag, is_rebuilt = await start_incarnation(store, identity, holder, take_over, has_roster)
     if is_own:
         inherited = await read_known(store, envelope, state)
-    node = Node(store, envelope, identity, state, etag, inherited, monotonic_s=monotonic_s, former=holder)
-    if inherited.latest and not is_own:
+        if is_rebuilt:
+            await drop_older(store, envelope, identity.name, inherited)
+    roster = HeldRoster(envelope)
+    if take_over and state.has_roster and await roster.begin_anew(store):
+        state = msgspec.structs.replace(state, has_roster=False)
+    node = Node(store, envelope, identity, state, etag, inherited, roster, monotonic_s=monotonic_s, former=holder)
+    if inherited.latest and (not is_own or is_rebuilt):
         # Before the claim: from then on nobody looks into the state of the node before.
         await node.checkpoint()
-    await _claim(store, identity, state.incarnation, holder_etag)
+    await claim(store, identity, state.incarnation, holder_etag)
     return node
-
-
-def _is_own(holder: Holder | None, identity: Identity) -> bool:
-    """True when no other node has held the prefix since this one last did, if it did."""
-    return holder is None or holder.node == identity.name
-
-
-async def _read_holder(store: ObjectStore) -> tuple[Holder | None, str | None]:
-    try:
-        blob = await store.get(HOLDER_KEY)
-    except RemoteMissing:
-        return None, None
-    return decode_holder(blob.body), blob.etag
-
-
-async def _claim(store: ObjectStore, identity: Identity, incarnation: int, etag: str | None) -> None:
-    since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    holder = Holder(identity.name, incarnation, identity.hostname, identity.pid, since)
-    try:
-        await store.put_if(HOLDER_KEY, encode_holder(holder), etag)
-    except RemoteConflict as exc:
-        raise RemoteHeld("another node took the remote at this very moment: try again, or mount there") from exc
-
-
-def _refuse_lost(holder: Holder, *, take_over: bool) -> None:
-    """The state of the holder is not there. It was before the holder was, so it was lost, and with it what the node
-    published since the sessions' own objects were written. Raises RemoteCorrupt unless *take_over*.
-    """
-    key = state_key(holder.node)
-    if not take_over:
-        raise RemoteCorrupt(
-            f"{key} is missing, but node {holder.node} (host {holder.hostname}) holds the remote: bring that object "
-            "back; or mount with --take-over, which goes on with each session as it was when it was last released"
-        )
-    log.warning("%s is missing: sessions are as they were when they were last released", key)
-
-
-async def _last_number(store: ObjectStore, node: str) -> int:
-    """The highest number of a segment that the node ever wrote and that is there, 0 for none."""
-    last = 0
-    async for number, _ in iter_segments(store, node, 0):
-        last = number
-    return last
-
-
-async def _start_incarnation(
-    store: ObjectStore, identity: Identity, holder: Holder | None, take_over: bool
-) -> tuple[NodeState, str]:
-    """This node's state for a new incarnation, swapped in, and its etag. When another node has held the prefix since,
-    nothing that this one published before is the latest any more. Raises RemoteCorrupt when the state is lost.
-    """
-    key = state_key(identity.name)
-    forget = not _is_own(holder, identity)
-    try:
-        blob = await store.get(key)
-    except RemoteMissing:
-        incarnation = 1
-        if holder is not None and not forget:
-            _refuse_lost(holder, take_over=take_over)
-            incarnation += holder.incarnation
-        # Should there be any, segments are referred to: no number is used twice.
-        last = await _last_number(store, identity.name)
-        state = NodeState(
-            node=identity.name,
-            hostname=identity.hostname,
-            incarnation=incarnation,
-            last_segment=last,
-            last_checkpoint=last,
-        )
-        return state, await store.put_if(key, encode_state(state), None)
-    old = decode_state(blob.body, key)
-    state = msgspec.structs.replace(
-        old,
-        incarnation=old.incarnation + 1,
-        beat=old.beat + 1,
-        hostname=identity.hostname,
-        fenced_by=None,
-        clean=False,
-        last_checkpoint=old.last_segment if forget else old.last_checkpoint,
-        has_checkpoint=old.has_checkpoint and not forget,
-    )
-    return state, await store.put_if(key, encode_state(state), blob.etag)
-
-
-async def _take_from(
-    store: ObjectStore, envelope: Envelope, holder: Holder, identity: Identity, take_over: bool, stale_s: float
-) -> Known:
-    """Make sure that *holder* writes no more; its catalogue, which is empty when it released all."""
-    who = f"node {holder.node} (host {holder.hostname}, process {holder.pid}, since {holder.since})"
-    key = state_key(holder.node)
-    try:
-        blob = await store.get(key)
-    except RemoteMissing:
-        _refuse_lost(holder, take_over=take_over)
-        return Known({}, {}, [], set())
-    state = decode_state(blob.body, key)
-    if state.clean:
-        return Known({}, {}, [], set())
-    if state.fenced_by is None:
-        if not take_over:
-            raise RemoteHeld(
-                f"the remote is held by {who}, which did not release it: unmount it there, or, if that machine is "
-                f"gone, mount with --take-over"
-            )
-        log.info("watching the heartbeat of %s for %.0f s", who, stale_s)
-        await trio.sleep(stale_s)
-        fenced = msgspec.structs.replace(state, fenced_by=identity.name, beat=state.beat + 1)
-        try:
-            await store.put_if(key, encode_state(fenced), blob.etag)
-        except RemoteConflict as exc:
-            raise RemoteHeld(f"the remote is held by {who}, and its heart beats: unmount it there first") from exc
-    return await read_known(store, envelope, state)

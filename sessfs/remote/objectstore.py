@@ -24,7 +24,7 @@ import trio
 from sessfs.errors import RemoteError, RemoteUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
 KEY_MAX_BYTES = 900  # S3 allows 1,024 with the prefix of the remote
 PART_MAX_BYTES = 255  # a file name
@@ -140,7 +140,7 @@ class ObjectStore(Protocol):
         """Give connections back. No method may be called afterwards; calling this again does nothing."""
 
 
-async def iter_keys(store: ObjectStore, prefix: str, page: int = LIST_PAGE) -> AsyncIterator[Entry]:
+async def iter_keys(store: ObjectStore, prefix: str, page: int = LIST_PAGE) -> AsyncGenerator[Entry, None]:
     """Yield every entry under *prefix*, in order, one page in memory at a time.
 
     An error ends the iteration by raising it: a listing that ends without an exception is complete. Entries written

@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 import trio
@@ -67,6 +67,13 @@ _HOSTS = (
     (re.compile(r"\.supabase\.(co|red|com)$"), "Supabase Storage", None),
     (re.compile(r"^storage\.googleapis\.com$"), "Google Cloud Storage", "auto"),
 )
+
+
+class _Cursor(NamedTuple):
+    """Where a listing goes on: after a key, the last that was seen, and by the store's own *token* if it gave one."""
+
+    after: str
+    token: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +283,7 @@ class S3Store(ObjectStore):
         if limit < 1:
             raise ValueError(f"a page of {limit} entries can't be asked for")
         found: list[Entry] = []
-        cursor: str | None = start_after
+        cursor: _Cursor | None = _Cursor(start_after)
         while cursor is not None and len(found) < limit:
             cursor = await self._list_some(prefix, cursor, limit - len(found), found)
         return found
@@ -351,21 +358,28 @@ class S3Store(ObjectStore):
         self._meter.sent(len(body))
         return self._etag(answer, kind, key)
 
-    async def _list_some(self, prefix: str, after: str, limit: int, found: list[Entry]) -> str | None:
-        """Append one answer's entries to *found*; returns the key to go on after, None at the end of the listing."""
+    async def _list_some(self, prefix: str, cursor: _Cursor, limit: int, found: list[Entry]) -> _Cursor | None:
+        """Append one answer's entries to *found*, which may be none though more follow; returns where to go on, None at
+        the end of the listing.
+        """
+        after = cursor.after
         arguments: dict[str, Any] = {
             "Bucket": self._settings.bucket,
             "Prefix": self._prefix + prefix,
             "MaxKeys": min(limit, LIST_PAGE),
         }
-        if self._prefix + after:
+        if cursor.token is not None:
+            arguments["ContinuationToken"] = cursor.token
+        elif self._prefix + after:
             # Also for the first page: the marker of the prefix as a folder, made by some console, is none of our keys.
             arguments["StartAfter"] = self._prefix + after
         answer = await self._call("list", prefix, lambda client: client.list_objects_v2(**arguments))
         more = answer.get("IsTruncated")
         items = answer.get("Contents", [])
-        # An empty or foreign document also parses: only one that says whether it is whole is a listing.
-        if more is None or (more and not items):
+        token: str | None = answer.get("NextContinuationToken") or None
+        # An empty or foreign document also parses: only one that says whether it is whole is a listing, and one that is
+        # not has to say how to go on. Some stores look at so many deleted keys for each page that it may be empty.
+        if more is None or (more and not items and token in (None, cursor.token)):
             raise RemoteUnavailable(f"list of {self._location}/{prefix}* got no listing; it will be tried again")
         last = after
         for item in items:
@@ -378,7 +392,7 @@ class S3Store(ObjectStore):
             last = key
             if not key.endswith("/"):  # else the marker of a folder below
                 found.append(Entry(key, item["Size"], self._etag(item, "list", key), item["LastModified"].timestamp()))
-        return last if more else None
+        return _Cursor(last, token) if more else None
 
     async def delete_old_versions(self, wanted: Callable[[str], bool]) -> int:
         """As ObjectStore."""

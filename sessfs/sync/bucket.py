@@ -22,6 +22,8 @@ from sessfs.local.reserved import is_reserved
 from sessfs.remote.catalogue import Kept, Known, read_known
 from sessfs.remote.objectstore import iter_keys
 from sessfs.remote.parallel import for_each, over
+from sessfs.remote.recovery import lost_state, refuse_lost_holder
+from sessfs.remote.roster import lost_session, read_roster
 from sessfs.remote.sessionobjects import read_object
 from sessfs.sync.fetch import plan_reads
 from sessfs.sync.remote_index import open_existing, read_holder
@@ -46,14 +48,23 @@ class Bucket:
     """An opened repository. Made by `open_bucket`; only reads, and any task of the run may use it."""
 
     def __init__(
-        self, store: ObjectStore, envelope: Envelope, hash_key: bytes, holder: Holder | None, known: Known
+        self,
+        store: ObjectStore,
+        envelope: Envelope,
+        hash_key: bytes,
+        holder: Holder | None,
+        known: Known,
+        *,
+        has_roster: bool = False,
     ) -> None:
-        """*known*: what the holder says beyond the sessions' own objects."""
+        """*known*: what the holder says beyond the sessions' own objects; *has_roster*: it knows of a roster."""
         self._store = store
         self._envelope = envelope
         self._hash_key = hash_key
+        self._has_roster = has_roster
         self._catalogue = known.latest
         self._kept = known.kept
+        self._roster: frozenset[bytes] | None = None
         self.holder = holder
         """Who may write, None when nobody ever did."""
 
@@ -74,11 +85,21 @@ class Bucket:
             ref, sequence = self._catalogue[name]
             return None if ref is None else (ref, sequence)
         record = await self.find_object(name)
+        if record is None and name in await self._released():
+            raise lost_session(self._envelope, name)
         return None if record is None else (record.manifest, record.sequence)
+
+    async def _released(self) -> frozenset[bytes]:
+        """Sessions that were released, where it is known; read once. Raises RemoteError."""
+        if self._roster is None:
+            self._roster = await read_roster(self._store, self._envelope, is_due=self._has_roster) or frozenset()
+        return self._roster
 
     async def names(self) -> list[bytes]:
         """The names of all sessions, sorted, but for those in the trash. Raises RemoteError."""
         found = {name for name, (ref, _) in self._catalogue.items() if ref is not None}
+        # Also those whose object is lost: who opens one is told so.
+        found |= (await self._released()).difference(self._catalogue)
         async for entry in iter_keys(self._store, SESSIONS_PREFIX):
             name = self._envelope.open_name(entry.key.removeprefix(SESSIONS_PREFIX))
             if name not in self._catalogue:
@@ -119,29 +140,35 @@ async def open_bucket(store: ObjectStore, secret: bytes | None, where: str) -> B
     for tries_left in reversed(range(OPEN_TRIES)):
         holder, _ = await read_holder(store)
         try:
-            known = await read_truth(store, envelope, holder)
+            known, has_roster = await _read_said(store, envelope, holder)
         except (RemoteMissing, RemoteCorrupt):
             # A mount at work beside this may have written its next checkpoint, and had the old one collected.
             if not tries_left:
                 raise
         else:
-            return Bucket(store, envelope, hash_key, holder, known)
+            return Bucket(store, envelope, hash_key, holder, known, has_roster=has_roster)
     raise AssertionError("unreachable: the last try returns or raises")
 
 
 async def read_truth(store: ObjectStore, envelope: Envelope, holder: Holder | None) -> Known:
     """What the holder says beyond the sessions' own objects: nothing when it released all. Raises RemoteError; where
-    its state is missing, that is damage: it was there before the holder was.
+    the holder, or its state, is missing, that is damage.
     """
+    return (await _read_said(store, envelope, holder))[0]
+
+
+async def _read_said(store: ObjectStore, envelope: Envelope, holder: Holder | None) -> tuple[Known, bool]:
+    """As `read_truth`, and whether the holder knows of a roster."""
     nothing = Known({}, {}, [], set())
     if holder is None:
-        return nothing
+        await refuse_lost_holder(store)
+        return nothing, False
     key = state_key(holder.node)
     try:
         state = decode_state((await store.get(key)).body, key)
     except RemoteMissing as exc:
-        raise RemoteCorrupt(f"{key} is missing, but that node holds the remote: bring the object back") from exc
-    return nothing if state.clean else await read_known(store, envelope, state)
+        raise lost_state(holder) from exc
+    return (nothing if state.clean else await read_known(store, envelope, state)), state.has_roster
 
 
 class BucketChunks:

@@ -30,6 +30,7 @@ import msgspec
 from sessfs.errors import RemoteConflict, RemoteDenied, RemoteUnsuitable
 from sessfs.format.manifest import ManifestRef, SegmentRef, split_ids
 from sessfs.format.repository import encode_state
+from sessfs.format.roster import ROSTER_KEY
 from sessfs.format.segment import NODES_PREFIX, checkpoint_key, segment_key, session_key, state_key
 from sessfs.local.places import Outbox, Published
 from sessfs.remote.parallel import for_each
@@ -317,10 +318,12 @@ class RemoteEraser:
         """In a bucket that keeps old versions: of segments and checkpoints, and of the sessions' own objects."""
         own = {session_key(self._envelope, name) for name in names}
         try:
-            return await self._store.delete_old_versions(lambda key: key in own or key.startswith(NODES_PREFIX))
+            return await self._store.delete_old_versions(
+                lambda key: key in own or key == ROSTER_KEY or key.startswith(NODES_PREFIX)
+            )
         except (RemoteUnsuitable, RemoteDenied) as exc:
             notes.append(
                 f"whether the bucket keeps old versions of what is deleted is unknown ({exc}): if it does, delete "
-                f"those below {NODES_PREFIX} and of {', '.join(sorted(own))}"
+                f"those below {NODES_PREFIX} and of {', '.join((ROSTER_KEY, *sorted(own)))}"
             )
             return 0

@@ -91,15 +91,21 @@ class Evidence:
 
 
 async def present_sessions(store: ObjectStore, envelope: Envelope, view: View) -> set[bytes]:
-    """Names of all sessions that a mount would find. Raises RemoteError."""
+    """Names of all sessions that a mount would find. Raises RemoteCorrupt when one that was released has no object any
+    more: what only it has would be taken for nobody's. Raises RemoteError.
+    """
+    roster = await remote_index.read_view_roster(store, envelope, view)
+    keys: list[str] = []
     found = {name for name, (ref, _) in view.truth.items() if ref is not None}
 
     async def note(key: str) -> None:
+        keys.append(key)
         record = await remote_index.read_session(store, envelope, key)
         if record is not None and record.name not in view.truth:
             found.add(record.name)
 
     await for_each(remote_index.iter_session_keys(store), note)
+    await remote_index.refuse_lost_sessions(store, envelope, view, roster, keys)
     return found
 
 

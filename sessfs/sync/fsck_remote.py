@@ -10,15 +10,18 @@ import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from sessfs.errors import RemoteCorrupt, SessfsError
+from sessfs.errors import RemoteCorrupt, RemoteMissing, SessfsError
 from sessfs.format.chunk import FrameCodec, verify_chunk
 from sessfs.format.manifest import SegmentRef, chunk_places, recipe_chunks, split_ids
+from sessfs.format.roster import ROSTER_KEY
 from sessfs.format.segment import open_frame, segment_key
 from sessfs.local.chunkstore import decode_frame_record
 from sessfs.local.places import RemotePlace
 from sessfs.remote.footers import read_segment_footer
+from sessfs.remote.objectstore import iter_keys
 from sessfs.remote.parallel import for_each, over
-from sessfs.sync import remote_index
+from sessfs.remote.roster import lost_session
+from sessfs.sync import gc_marks, remote_index
 from sessfs.sync.fetch import plan_reads
 from sessfs.sync.fsck import Problem, Report
 from sessfs.sync.remote_index import DAMAGE, Ranges
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import Manifest
+    from sessfs.format.repository import SessionObject
     from sessfs.format.segment import Footer
     from sessfs.remote.objectstore import ObjectStore
     from sessfs.sync.remote_index import Cache, Progress, Root, View
@@ -99,6 +103,7 @@ class _Check:
         self._counts["nodes"] = len(view.states)
         self._counts["segments"] = len(view.inventory.segments)
         await self._check_sessions(view)
+        await self._check_marks()
         await for_each(over(sorted(self._used)), lambda ref: self._check_segment(view, ref), PARALLEL_SEGMENTS)
         await self._blame()
         self._problems.sort(key=lambda p: (p.session, p.path, p.kind))
@@ -121,17 +126,46 @@ class _Check:
     async def _check_sessions(self, view: View) -> None:
         of_holder = [roots for roots in remote_index.catalogue_roots(view) if roots and roots[0].kind != "left"]
         await for_each(over(of_holder), self._check_roots)
+        roster = await self._read_roster(view)
+        keys: list[str] = []
 
         async def check_object(key: str) -> None:
+            keys.append(key)
             try:
                 record = await remote_index.read_session(self._store, self._envelope, key)
             except DAMAGE as exc:
                 self._report_object(key, exc)
                 return
             if record is not None:
+                self._check_begun(view, record, key)
                 await self._check_roots(remote_index.session_roots(view, record, key))
 
         await for_each(remote_index.iter_session_keys(self._store), check_object)
+        for name in await remote_index.find_lost_sessions(self._store, self._envelope, view, roster, keys):
+            self._problems.append(Problem("object", _show(name), "", str(lost_session(self._envelope, name))))
+
+    async def _read_roster(self, view: View) -> frozenset[bytes]:
+        try:
+            return await remote_index.read_view_roster(self._store, self._envelope, view)
+        except DAMAGE as exc:
+            self._report_object(ROSTER_KEY, exc)
+            return frozenset()
+
+    def _check_begun(self, view: View, record: SessionObject, key: str) -> None:
+        """A session that was never released is known by what its node published: that may be lost."""
+        if record.manifest is None and record.name not in view.truth and not view.is_whole:
+            text = f"{key} has no snapshot yet, and none is found: it may be in what is missing or damaged"
+            self._problems.append(Problem("object", _show(record.name), "", text))
+
+    async def _check_marks(self) -> None:
+        """What collectors have said; a damaged mark ends the next collection."""
+        async for entry in iter_keys(self._store, gc_marks.MARK_PREFIX):
+            try:
+                gc_marks.decode_mark(entry.key, (await self._store.get(entry.key)).body)
+            except RemoteMissing:
+                continue  # a collector deleted it since
+            except DAMAGE as exc:
+                self._report_object(entry.key, exc)
 
     async def _check_roots(self, roots: Iterable[Root]) -> None:
         """Check manifests of one session."""
@@ -284,7 +318,9 @@ class _Check:
     def _notes(self, view: View) -> list[str]:
         notes = []
         if view.holder is not None and view.holder.node in view.known:
-            notes.append(f"node {view.holder.node} (host {view.holder.hostname}) has the remote mounted")
+            notes.append(
+                f"node {view.holder.node} (host {view.holder.hostname}) has the remote mounted, or did not release it"
+            )
         if view.inventory.strangers:
             strangers = view.inventory.strangers
             notes.append(f"{len(strangers)} objects are not of sessfs: {strangers[0]}, ...")

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import msgspec
 import trio
 
-from sessfs.errors import Fenced, RemoteCorrupt, RemoteUnavailable
+from sessfs.errors import Fenced, RemoteUnavailable
 from sessfs.format.manifest import SegmentRef
 from sessfs.format.repository import decode_state
 from sessfs.format.segment import checkpoint_key, segment_key, state_key
@@ -181,14 +181,10 @@ class _Run:
 
     def _find_replaced(self, view: View, marks: Marks, retired: set[tuple[str, int]]) -> dict[tuple[str, int], float]:
         """The nodes that another one replaced, with the store's time when a mark first said so, RETIRED_S for those in
-        *retired*. Raises RemoteCorrupt when the holder has no state: then nobody can say what is live.
+        *retired*.
         """
         if view.holder is None:
             return {}
-        if view.holder.node not in view.states:
-            raise RemoteCorrupt(
-                f"node {view.holder.node} holds the remote, and its state is missing: mount there before collecting"
-            )
         known = marks.retired_since()
         replaced = {}
         for node, state in view.states.items():
@@ -198,13 +194,18 @@ class _Run:
         return replaced
 
     async def _mark_all(self, view: View) -> None:
-        """Mark from every manifest that the bucket names."""
+        """Mark from every manifest that the bucket names. Raises RemoteCorrupt when something that it names is missing:
+        whoever puts that back should find all that goes with it.
+        """
+        roster = await remote_index.read_view_roster(self._store, self._envelope, view)
+        keys: list[str] = []
         await for_each(
             over(remote_index.catalogue_roots(view)),
             lambda roots: self._live.mark(self._store, self._envelope, roots),
         )
 
         async def mark_session(key: str) -> None:
+            keys.append(key)
             record = await remote_index.read_session(self._store, self._envelope, key)
             if record is not None:
                 await self._live.mark(self._store, self._envelope, remote_index.session_roots(view, record, key))
@@ -213,6 +214,10 @@ class _Run:
                 self._progress("sessions", self._n_sessions)
 
         await for_each(remote_index.iter_session_keys(self._store), mark_session)
+        await remote_index.refuse_lost_sessions(self._store, self._envelope, view, roster, keys)
+        for ref in sorted(self._live.ranges.keys() - view.inventory.segments.keys()):
+            # Unless it was put after the listing.
+            await remote_index.find_size(self._store, ref)
 
     async def _find_doomed(self, view: View, marks: Marks, unreferenced: set[SegmentRef]) -> set[SegmentRef]:
         """Those of *unreferenced* that are old, and were condemned long ago."""
@@ -247,12 +252,13 @@ class _Run:
 
     async def _exclude_writers(self, view: View, doomed: set[SegmentRef]) -> tuple[str | None, set[SegmentRef]]:
         """(who may be writing, so that nothing can be deleted; those of *doomed* that are needed after all)."""
+        spared = {ref for ref in doomed if self._live.may_be_needed(ref)}
         if self._holding is None:
-            return await find_writer(self._store, view), set()
+            return await find_writer(self._store, view), spared
         await check_holding(self._store, self._holding)
         if self._options.dry_run:
-            return None, set()
-        return None, await self._release(view, self._holding, doomed)
+            return None, spared
+        return None, spared | await self._release(view, self._holding, doomed - spared)
 
     async def _release(self, view: View, holding: Holding, doomed: set[SegmentRef]) -> set[SegmentRef]:
         """Mark what the node published since its state was read, and have it forget its places in the rest of *doomed*;
@@ -361,8 +367,9 @@ class _Run:
 
     def _notes(self, view: View, writer: str | None) -> list[str]:
         notes = [
-            f"{root.where} names a snapshot of session {root.session.decode(errors='replace')} whose manifest is gone: "
-            "run `sessfs fsck --remote`"
+            f"{root.where} names a snapshot of session {root.session.decode(errors='replace')} whose manifest is gone "
+            f"({segment_key(root.ref.node, root.ref.segment)} or what it builds upon): put that object back, or drop "
+            "the snapshot; until then what it may need is left alone"
             for root in self._live.lost
         ]
         if writer is not None:

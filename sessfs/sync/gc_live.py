@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sessfs.errors import RemoteMissing
+from sessfs.errors import RemoteCorrupt, RemoteMissing
 from sessfs.format.manifest import SegmentRef, chunk_places
+from sessfs.remote.roster import PUT_BACK, show
 from sessfs.sync import remote_index
 from sessfs.sync.remote_index import Ranges
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 REWRITE_MAX_BYTES = 64 << 20
 """Live bytes that one run has uploaded anew, at most."""
+
+
+KINDS = {"latest": "latest snapshot", "left": "last snapshot that a replaced node had"}
 
 
 class Rewrite(NamedTuple):
@@ -54,10 +58,13 @@ class Liveness:
         for root in roots:
             try:
                 chain = await remote_index.read_chain(store, envelope, root.ref, cache)
-            except RemoteMissing:
+            except RemoteMissing as exc:
                 if root.kind != "kept":
-                    raise
-                # It can't be had any more: nothing is lost by collecting the rest of it.
+                    raise RemoteCorrupt(
+                        f"{root.where} names the {KINDS[root.kind]} of session {show(root.session)}, and something of "
+                        f"that is missing ({exc}): {PUT_BACK}"
+                    ) from exc
+                # What it needs is not known: see `may_be_needed`.
                 self.lost.append(root)
                 continue
             if root.kind == "latest":
@@ -83,6 +90,12 @@ class Liveness:
             self._users.setdefault(segment, set()).add(root.session)
         elif root.kind == "left":
             self._fixed.add(segment)
+
+    def may_be_needed(self, segment: SegmentRef) -> bool:
+        """Whether a snapshot whose manifest is gone may refer to *segment*, which another manifest does not: of its own
+        node's segments it can know only earlier ones.
+        """
+        return any(root.ref.node != segment.node or segment.number <= root.ref.segment for root in self.lost)
 
     def live_bytes(self, segment: SegmentRef) -> int:
         """Bytes of *segment* that are referred to."""

@@ -9,12 +9,12 @@ The store's clock is read off an object written for that purpose; no local clock
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from sessfs.errors import RemoteCorrupt, RemoteMissing
+from sessfs.format import wire
 from sessfs.format.manifest import SegmentRef
 from sessfs.format.segment import segment_key
 from sessfs.remote.objectstore import LIST_PAGE, iter_keys
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 GC_PREFIX = "gc/"
 MARK_PREFIX = "gc/mark-"
 CLOCK_KEY = "gc/clock"
-MARK_VERSION = 1
+MARK_VERSION = 2
 RETIRED_S = 0.0
 
 
-class Mark(msgspec.Struct, frozen=True):
-    """One run's findings; the object is its JSON. Segments are numbers by node."""
+class Mark(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One run's findings; the object is its JSON, with a checksum since version 2. Segments are numbers by node."""
 
     version: int
     candidates: dict[str, list[int]]
@@ -155,19 +155,28 @@ async def read_marks(store: ObjectStore, *, touch_clock: bool) -> Marks:
 
 
 def decode_mark(key: str, body: bytes) -> Mark:
-    """The mark in *body*. Raises RemoteCorrupt."""
+    """The mark in *body*, an older version being brought up to this one. Raises RemoteCorrupt, RemoteUnsuitable."""
+    if not body.endswith(wire.CHECKSUM_CLOSE):
+        # Version 1, which sorted its members and ended with the version.
+        mark = _decode_version_1(key, body)
+    else:
+        mark = wire.decode_json(body, Mark, MARK_VERSION, key)
+    return msgspec.structs.replace(mark, version=MARK_VERSION)
+
+
+def _decode_version_1(key: str, body: bytes) -> Mark:
     try:
         mark = msgspec.json.decode(body, type=Mark)
-    except (msgspec.DecodeError, msgspec.ValidationError) as exc:
+    except msgspec.DecodeError as exc:
         raise RemoteCorrupt(f"{key} is no mark of a collector: {exc}") from exc
-    if mark.version != MARK_VERSION:
-        raise RemoteCorrupt(f"{key} was written by a newer sessfs (version {mark.version}): use that one")
+    if mark.version != 1:
+        raise RemoteCorrupt(f"{key} is damaged: it has no checksum")
     return mark
 
 
 def encode_mark(mark: Mark) -> bytes:
     """Inverse of `decode_mark`: JSON, so that a person can read it."""
-    return json.dumps(msgspec.to_builtins(mark), separators=(",", ":"), sort_keys=True).encode()
+    return wire.encode_json(mark)
 
 
 async def missing_segments(store: ObjectStore, segments: Collection[SegmentRef]) -> set[SegmentRef]:

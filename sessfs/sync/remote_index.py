@@ -28,6 +28,7 @@ from sessfs.format.segment import (
     NODES_PREFIX,
     SESSIONS_PREFIX,
     Footer,
+    checkpoint_key,
     open_manifest,
     parse_checkpoint_key,
     parse_segment_key,
@@ -39,14 +40,23 @@ from sessfs.remote.catalogue import read_known
 from sessfs.remote.footers import read_segment_footer
 from sessfs.remote.objectstore import LIST_PAGE, iter_keys
 from sessfs.remote.parallel import for_each, over
+from sessfs.remote.recovery import (
+    drop_older,
+    find_last_holder,
+    lost_holder,
+    lost_state,
+    rebuild_state,
+    refuse_lost_format,
+)
+from sessfs.remote.roster import PUT_BACK, lost_session, read_roster
 from sessfs.sync.snapshot import MAX_DEPTH
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.repository import KeptSnapshot
-    from sessfs.remote.catalogue import Catalogue, Known
+    from sessfs.remote.catalogue import Catalogue, Known, OnDamage
     from sessfs.remote.objectstore import ObjectStore
 
     Progress = Callable[[str, int], None]
@@ -83,6 +93,8 @@ class View(NamedTuple):
     etags: dict[str, str]
     known: dict[str, Known]
     """What nodes say that did not release all, as far as they count."""
+    is_whole: bool
+    """False when something that would have been said here is lost or damaged."""
 
     @property
     def truth(self) -> Catalogue:
@@ -154,6 +166,7 @@ async def open_existing(store: ObjectStore, secret: bytes | None, where: str) ->
     try:
         blob = await store.get(FORMAT_KEY)
     except RemoteMissing as exc:
+        await refuse_lost_format(store)
         raise RemoteMissing(f"{where} holds no sessfs repository: check the URL") from exc
     return open_format(decode_format(blob.body), secret)
 
@@ -195,53 +208,140 @@ async def read_view(
     envelope: Envelope,
     *,
     counts: Callable[[NodeState], bool] = lambda state: False,
-    on_damage: Callable[[str, SessfsError], None] | None = None,
+    on_damage: OnDamage | None = None,
     progress: Progress | None = None,
 ) -> View:
     """Who writes, and what each node says. *counts* is asked whether to read the catalogue of a node that is not the
-    holder; no mount would restore anything from it. A node without a state is not in `states`. *on_damage*, if given,
-    gets (key, error) of what is damaged, which is then left out. Raises RemoteError.
+    holder; no mount would restore anything from it. A node without a state is not in `states`. Raises RemoteError;
+    RemoteCorrupt when the holder, or the state of a node that published, is missing. *on_damage*, if given, gets (key,
+    error) of that, and of what is damaged: then what can be found out without it is in the view.
     """
-    inventory = await read_inventory(store, progress)
-    holder, holder_etag = await read_holder(store)
-    nodes = inventory.nodes | ({holder.node} if holder is not None else set())
-    view = View(inventory, holder, holder_etag, {}, {}, {})
+    return await _ViewReader(store, envelope, counts, on_damage).read(progress)
 
-    async def read_node(node: str) -> None:
+
+class _ViewReader:
+    """One call of `read_view`."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        envelope: Envelope,
+        counts: Callable[[NodeState], bool],
+        on_damage: OnDamage | None,
+    ) -> None:
+        self._store = store
+        self._envelope = envelope
+        self._counts = counts
+        self._on_damage = on_damage
+        self._is_whole = True
+
+    def _damage(self, key: str, error: SessfsError) -> None:
+        if self._on_damage is None:
+            raise error
+        self._is_whole = False
+        self._on_damage(key, error)
+
+    async def read(self, progress: Progress | None) -> View:
+        inventory = await read_inventory(self._store, progress)
+        holder, holder_etag = await self._read_holder(inventory)
+        nodes = inventory.nodes | ({holder.node} if holder is not None else set())
+        view = View(inventory, holder, holder_etag, {}, {}, {}, is_whole=True)
+
+        async def try_node(node: str) -> None:
+            try:
+                await self._read_node(view, node)
+            except DAMAGE as exc:
+                self._damage(state_key(node), exc)
+
+        await for_each(over(sorted(nodes)), try_node)
+        return view._replace(is_whole=self._is_whole)
+
+    async def _read_holder(self, inventory: Inventory) -> tuple[Holder | None, str | None]:
         try:
-            blob = await store.get(state_key(node))
+            holder, etag = await read_holder(self._store)
+            written = [segment_key(*ref) for ref in sorted(inventory.segments)]
+            written += [checkpoint_key(*ref) for ref in sorted(inventory.checkpoints)]
+            if holder is None and written:
+                self._damage(HOLDER_KEY, lost_holder(written[0]))
+                holder = await find_last_holder(self._store)
+        except DAMAGE as exc:
+            self._damage(HOLDER_KEY, exc)
+            return None, None
+        return holder, etag
+
+    async def _read_node(self, view: View, node: str) -> None:
+        is_holder = view.holder is not None and view.holder.node == node
+        try:
+            blob = await self._store.get(state_key(node))
         except RemoteMissing:
+            await self._miss_state(view, node)
             return
-        view.states[node] = state = decode_state(blob.body, state_key(node))
+        state = decode_state(blob.body, state_key(node))
+        view.states[node] = state
         view.etags[node] = blob.etag
         if state.node != node:
             raise RemoteCorrupt(f"{state_key(node)} is the state of node {state.node}")
-        is_holder = holder is not None and holder.node == node
-        if not state.clean and (is_holder or counts(state)):
-            view.known[node] = await read_known(store, envelope, state)
+        if not state.clean and (is_holder or self._counts(state)):
+            view.known[node] = await read_known(self._store, self._envelope, state, self._damage)
 
-    async def try_node(node: str) -> None:
-        try:
-            await read_node(node)
-        except DAMAGE as exc:
-            if on_damage is None:
-                raise
-            on_damage(state_key(node), exc)
-
-    await for_each(over(sorted(nodes)), try_node)
-    return view
+    async def _miss_state(self, view: View, node: str) -> None:
+        """The node has no state: fine if it only just begins, else that was lost."""
+        if view.holder is None or view.holder.node != node:
+            self._damage(
+                state_key(node), RemoteCorrupt(f"{state_key(node)} is missing, but not its segments: {PUT_BACK}")
+            )
+            return
+        self._damage(state_key(node), lost_state(view.holder))
+        state = await rebuild_state(self._store, view.holder)
+        view.known[node] = known = await read_known(self._store, self._envelope, state, self._damage)
+        await drop_older(self._store, self._envelope, node, known)
 
 
 async def read_footer(store: ObjectStore, envelope: Envelope, ref: SegmentRef) -> Footer:
     """The footer of a segment whose size is not known. Raises RemoteError."""
+    return await read_segment_footer(store, ref.node, ref.number, await find_size(store, ref), envelope)
+
+
+async def find_size(store: ObjectStore, ref: SegmentRef) -> int:
+    """Bytes of a segment that is referred to. Raises RemoteCorrupt when it is missing, RemoteError."""
     key = segment_key(ref.node, ref.number)
     listed = await store.list_page(key, "", 1)
     if not listed or listed[0].key != key:
-        raise RemoteCorrupt(f"{key} is not in the remote, but the state of its node counts on it")
-    return await read_segment_footer(store, ref.node, ref.number, listed[0].size, envelope)
+        raise RemoteCorrupt(f"{key} is not in the remote, but other objects refer to it: {PUT_BACK}")
+    return listed[0].size
 
 
 # -- sessions
+
+
+async def read_view_roster(store: ObjectStore, envelope: Envelope, view: View) -> frozenset[bytes]:
+    """The sessions that were released; none where no roster was written yet. Raises RemoteError."""
+    state = view.states.get(view.holder.node) if view.holder is not None else None
+    return await read_roster(store, envelope, is_due=state is not None and state.has_roster) or frozenset()
+
+
+async def find_lost_sessions(
+    store: ObjectStore, envelope: Envelope, view: View, roster: frozenset[bytes], keys: Collection[str]
+) -> list[bytes]:
+    """Sessions of the *roster*, read before all *keys* of session objects were listed, that have no object, and were
+    not removed. Raises RemoteError.
+    """
+    here = set(keys)
+    lost = [name for name in roster.difference(view.truth) if session_key(envelope, name) not in here]
+    if not lost:
+        return []
+    # Removed, and released, by a mount at work beside this since the view was read?
+    now = await read_view(store, envelope, on_damage=lambda key, error: None)
+    roster = await read_view_roster(store, envelope, now)
+    return sorted(name for name in lost if name in roster and name not in now.truth)
+
+
+async def refuse_lost_sessions(
+    store: ObjectStore, envelope: Envelope, view: View, roster: frozenset[bytes], keys: Collection[str]
+) -> None:
+    """Raises RemoteCorrupt, naming the first, if `find_lost_sessions` finds any."""
+    for name in await find_lost_sessions(store, envelope, view, roster, keys):
+        raise lost_session(envelope, name)
 
 
 async def iter_session_keys(store: ObjectStore) -> AsyncGenerator[str, None]:

@@ -13,9 +13,12 @@ import trio
 import trio.testing
 
 from sessfs.errors import RemoteCorrupt, RemoteDenied, RemoteMissing, RemoteUnavailable
-from sessfs.remote.objectstore import ObjectStore, RemoteBusy
+from sessfs.remote.objectstore import ObjectStore, RemoteBusy, iter_keys
 from sessfs.remote.retrying import RetryPolicy
 from sessfs.remote.urls import Remote, RemoteSettings, open_remote
+from sessfs.sync.fsck_remote import Sampling, check_remote
+from sessfs.sync.gc import Options, collect
+from tests.support.bucket import HASH_KEY, PLAIN, Writer
 from tests.support.s3stub import Reply, Reset, Stall, Stub, Truncated, serving_stub
 from tests.support.storeacts import ACTS
 
@@ -90,6 +93,55 @@ async def test_s3_truncated_listing_is_not_a_short_one(stub: Stub) -> None:
     stub.plan.append(Truncated())
     async with open_stub(stub) as remote:
         assert len(await remote.store.list_page("")) == 50
+
+
+LISTED = "<ListBucketResult><IsTruncated>true</IsTruncated><EncodingType>url</EncodingType>{}</ListBucketResult>"
+
+
+@pytest.mark.parametrize("pages", [(0,), (0, 0, 0), (3, 0, 2), (0, 7, 0, 0, 1), (5,)], ids=str)
+@pytest.mark.parametrize("limit", [1, 4, 1000])
+async def test_s3_listing_goes_on_by_the_tokens_it_was_given(stub: Stub, pages: tuple[int, ...], limit: int) -> None:
+    """Pages may be empty, or shorter than asked for; a key is a place to go on from only where there is no token."""
+    names = [f"a/{number:03d}" for number in range(20)]
+    stub.objects.update((f"p/{name}", b"") for name in names)
+    stub.pages = pages
+    async with open_stub(stub) as remote:
+        with trio.fail_after(20):
+            assert [entry.key async for entry in iter_keys(remote.store, "a/", limit)] == names
+        asked = [seen.path for seen in stub.seen]
+        assert not any("start-after" in path and "continuation-token" in path for path in asked)
+        assert any("continuation-token" in path for path in asked) is (pages[0] < limit)
+
+
+async def test_s3_empty_page_that_does_not_say_how_to_go_on_is_not_the_end(stub: Stub) -> None:
+    """Nor is one with the token that was asked with: that listing never ends."""
+    stub.objects["p/k"] = b""
+    endless = LISTED.format("<NextContinuationToken>again</NextContinuationToken>")
+    for bodies in ([LISTED.format("")], [endless, endless]):
+        stub.plan.extend(Reply(200, body=body.encode()) for body in bodies)
+        async with open_stub(stub) as remote:
+            with trio.fail_after(20):
+                assert [entry.key for entry in await remote.store.list_page("")] == ["k"]
+            assert remote.store.statistics().retries == 1
+
+
+@pytest.mark.parametrize("pages", [(0,), (0, 0), (1, 0)], ids=str)
+async def test_s3_with_empty_first_pages_serves_a_node_a_check_and_a_collection(
+    stub: Stub, pages: tuple[int, ...]
+) -> None:
+    stub.pages = pages
+    async with open_stub(stub) as remote:
+        first = Writer(remote.store, "a", lambda: 1e9)
+        await first.start()
+        first.write(b"s", b"f", [b"content"])
+        await first.release()
+        second = Writer(remote.store, "b", lambda: 1e9)
+        await second.start()
+        assert second.sessions == {b"s": {b"f": [b"content"]}}
+        assert (await check_remote(remote.store, PLAIN, HASH_KEY, Sampling(1.0, b""))).clean
+        await second.release()
+        for run in ("one", "two"):
+            assert (await collect(remote.store, PLAIN, Options(run, 0.0))).sessions == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"<html></html>", b'<?xml version="1.0"?><ListBucketResult></ListBucketResult>'])

@@ -28,6 +28,7 @@ from sessfs.format.repository import (
     encode_state,
     new_format,
 )
+from sessfs.format.roster import encode_roster
 from sessfs.format.segment import Checkpoint, CheckpointKept, SegmentBuilder, encode_checkpoint
 from sessfs.local import changes, chunkstore, inodes, places, snapshots
 from sessfs.local.chunkstore import encode_frame_record
@@ -165,6 +166,7 @@ STATE = NodeState(
     fenced_by="other-3d4e5f",
     clean=True,
 )
+STATE_2 = msgspec.structs.replace(STATE, has_roster=True)
 SESSION = SessionObject(
     b"user-1", (NODE, 3), REF, 13, [KeptSnapshot(7, 5, REF, "before the update"), KeptSnapshot(9, 6, REF)]
 )
@@ -258,12 +260,14 @@ FILES: dict[str, Callable[[], bytes]] = {
     "format-plain.json": lambda: encode_format(new_format(HASH_KEY, None, counting_bytes)),
     "format-encrypted.json": lambda: encode_format(new_format(HASH_KEY, SECRET, counting_bytes)),
     "state.json": lambda: encode_state(STATE),
+    "state2.json": lambda: encode_state(STATE_2),
     "holder.json": lambda: encode_holder(HOLDER),
     **{f"session-{kind}.json": lambda e=e: encode_session_object(SESSION, e) for kind, e in ENVELOPES.items()},
     **{f"segment-{kind}.bin": lambda e=e: segment(e) for kind, e in ENVELOPES.items()},
     **{f"checkpoint-{kind}.bin": lambda e=e: encode_checkpoint(CHECKPOINT, e) for kind, e in ENVELOPES.items()},
     **{f"session2-{kind}.json": lambda e=e: encode_session_object(SESSION_2, e) for kind, e in ENVELOPES.items()},
     **{f"checkpoint2-{kind}.bin": lambda e=e: encode_checkpoint(CHECKPOINT_2, e) for kind, e in ENVELOPES.items()},
+    **{f"roster-{kind}.bin": lambda e=e: encode_roster(NAMES, e) for kind, e in ENVELOPES.items()},
     "local2.json": lambda: _json(later_local_records()),
     "names.json": lambda: _json(
         {name.hex(): {kind: e.seal_name(name) for kind, e in ENVELOPES.items()} for name in NAMES}

@@ -91,6 +91,12 @@ class Stub:
     """How far the server's clock is ahead of this machine's."""
     ranges: bool = True
     delete_batch: bool = True
+    pages: tuple[int, ...] = ()
+    """For each listing: so many keys on its pages, one after the other, as long as there are more; then as asked for. A
+    page may be empty. Pages are told apart by tokens alone, which say nothing to others.
+    """
+    tokens: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """Token → the key to go on after, and the number of the page."""
     url: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
     stalls: threading.Event = field(default_factory=threading.Event)
@@ -216,7 +222,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _list(self, query: dict[str, str]) -> Reply:
         prefix, after = query.get("prefix", ""), query.get("start-after", "")
-        limit = int(query.get("max-keys", "1000"))
+        limit, page, token = int(query.get("max-keys", "1000")), 0, query.get("continuation-token")
+        if token is not None:
+            if token not in self.stub.tokens:
+                return Reply(400, "InvalidArgument")
+            after, page = self.stub.tokens[token]
+        if page < len(self.stub.pages):
+            limit = min(limit, self.stub.pages[page])
         keys = sorted(key for key in self.stub.objects if key.startswith(prefix) and key > after)
         rows = "".join(
             f"<Contents><Key>{escape(quote(key))}</Key><Size>{len(self.stub.objects[key])}</Size>"
@@ -226,6 +238,10 @@ class _Handler(BaseHTTPRequestHandler):
         )
         more = str(len(keys) > limit).lower()
         text = f"<ListBucketResult><IsTruncated>{more}</IsTruncated><EncodingType>url</EncodingType>{rows}"
+        if self.stub.pages and len(keys) > limit:
+            following = f"token {len(self.stub.tokens)} +/="
+            self.stub.tokens[following] = (keys[limit - 1] if limit else after, page + 1)
+            text += f"<NextContinuationToken>{following}</NextContinuationToken>"
         return Reply(200, body=f'<?xml version="1.0"?>{text}</ListBucketResult>'.encode())
 
     def _delete_batch(self, headers: dict[str, str], body: bytes) -> Reply:

@@ -23,6 +23,7 @@ from sessfs.format.repository import (
     new_format,
     open_format,
 )
+from sessfs.format.roster import decode_roster, encode_roster
 from sessfs.format.segment import Footer, decode_checkpoint, footer_of, open_frame, open_manifest
 from sessfs.local import changes, chunkstore, inodes, places, snapshots
 from sessfs.local.chunkstore import decode_frame_record
@@ -122,7 +123,18 @@ def test_checkpoint_of_version_2(kind: str) -> None:
 
 def test_state() -> None:
     assert decode_state(golden.read("state.json")) == golden.STATE
-    assert encode_state(golden.STATE) == golden.read("state.json")
+
+
+def test_state_of_version_2() -> None:
+    assert decode_state(golden.read("state2.json")) == golden.STATE_2
+    assert encode_state(golden.STATE_2) == golden.read("state2.json")
+
+
+@each_kind
+def test_roster(kind: str) -> None:
+    body = golden.read(f"roster-{kind}.bin")
+    assert decode_roster(body, _envelope(kind)) == frozenset(golden.NAMES)
+    assert encode_roster(golden.NAMES, golden.ENVELOPES[kind]) == body
 
 
 def test_holder() -> None:

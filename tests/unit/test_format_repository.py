@@ -234,7 +234,7 @@ def test_state_that_contradicts_itself_is_corrupt(changes: dict[str, object]) ->
 
 def test_newer_state_says_upgrade() -> None:
     with pytest.raises(RemoteUnsuitable, match=r"nodes/x/state .*upgrade"):
-        decode_state(encode_state(msgspec.structs.replace(STATE, version=2)), "nodes/x/state")
+        decode_state(encode_state(msgspec.structs.replace(STATE, version=3)), "nodes/x/state")
 
 
 # -- session objects

@@ -6,14 +6,24 @@ import json
 import random
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import trio
 
 from sessfs.cli import main
 from sessfs.errors import KeyWrong, RemoteCorrupt, RemoteError, RemoteMissing
 from sessfs.format.manifest import SegmentRef
-from sessfs.format.repository import FORMAT_KEY, decode_format, encode_format, new_format, open_format
-from sessfs.format.segment import footer_of, segment_key, session_key
+from sessfs.format.repository import (
+    FORMAT_KEY,
+    decode_format,
+    decode_state,
+    encode_format,
+    encode_state,
+    new_format,
+    open_format,
+)
+from sessfs.format.roster import ROSTER_KEY
+from sessfs.format.segment import footer_of, segment_key, session_key, state_key
 from sessfs.remote.directory import DirectoryStore
 from sessfs.sync.fsck_remote import Sampling, check_remote
 from tests.support.bucket import HASH_KEY, Writer
@@ -249,8 +259,11 @@ def test_commands_make_no_repository_where_there_is_none(
 
 def test_gc_command_condemns_then_deletes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = _make(tmp_path / "r")
-    (tmp_path / "r" / session_key(PLAIN, b"anna")).unlink()
-    (tmp_path / "r" / session_key(PLAIN, b"ben")).unlink()
+    for key in (session_key(PLAIN, b"anna"), session_key(PLAIN, b"ben"), ROSTER_KEY):
+        (tmp_path / "r" / key).unlink()
+    # As before the roster: nothing says that those sessions were not removed.
+    state = tmp_path / "r" / state_key("n")
+    state.write_bytes(encode_state(msgspec.structs.replace(decode_state(state.read_bytes()), has_roster=False)))
     assert main.run(["gc", "--remote", url, "--grace", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["deleted"] == 0
     assert main.run(["gc", "--remote", url, "--grace", "0", "--dry-run"]) == 0
