@@ -20,6 +20,7 @@ from sessfs.local.state import StateDirectory, ensure_hash_key
 from sessfs.types import ROOT_INO
 from sessfs.vfs.background import keep_going
 from sessfs.vfs.committer import Committer
+from sessfs.vfs.compaction import keep_compact
 from sessfs.vfs.fileio import FileIO
 from sessfs.vfs.namespace import Namespace
 from sessfs.vfs.quiet import Quiet
@@ -133,11 +134,12 @@ class Volume:
             monotonic_s=monotonic_s,
             quiet=Quiet(requests, monotonic_s),
             is_roomy=lambda: self.space.hot_bytes <= cache_bound_bytes // ROOMY_PART,
+            room_bytes=lambda: self.space.sealable_bytes(),
             places=self.places,
         )
         self.read_only_reason: str | None = None
         """Why nothing may be changed, None while it may."""
-        self.space = Space(state_dir, self.fileio, self.reader, cache_bound_bytes)
+        self.space = self.fileio.room = Space(state_dir, self.fileio, self.reader, cache_bound_bytes)
 
     async def start(self, uid: int, gid: int) -> None:
         """Recover what the last daemon left, and start the seal process. *uid*, *gid* own a new root directory."""
@@ -157,6 +159,7 @@ class Volume:
             nursery.start_soon(self.committer.run)
             nursery.start_soon(keep_going, self.sealer.run)
             nursery.start_soon(keep_going, self.space.run)
+            nursery.start_soon(keep_going, partial(keep_compact, self.state.path, self.space, self.sealer))
             if not self.state.was_clean:
                 nursery.start_soon(keep_going, partial(sweep_unreferenced, self.reader, self.references))
 
