@@ -25,6 +25,7 @@ from sessfs.mount.adapter import Adapter
 from sessfs.mount.boundary import changing, handler, in_task
 from sessfs.mount.flushers import Flush
 from sessfs.mount.fusewire import FileInfo
+from sessfs.mount.syscalls import kernel_version
 from sessfs.types import Ino
 from sessfs.vfs.fileio import SUID_SGID
 from sessfs.vfs.namespace import Owner
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
     from sessfs.sessions.lastuse import LastUse
     from sessfs.sync.restore import SessionDirectory
     from sessfs.vfs.volume import Volume
+
+CAN_MAP_DIRECT = (6, 6)
+"""From this Linux on, what is opened with direct I/O can be mapped shared, and what is mapped is seen by who reads
+it.
+"""
 
 
 def recall_attributes(ino: Ino) -> None:
@@ -71,6 +77,7 @@ class FileOperations(Adapter):
         self._next_file = 1
         self._owed: dict[int, int] = {}
         """Open files whose next fsync fails, and with which errno."""
+        self._can_map_direct = kernel_version() >= CAN_MAP_DIRECT
         self._space.became_short = self._recall_all
         self.is_mender: Callable[[int], bool] = lambda pid: False
         """Whether a request of that process is one of those by which the kernel is made to let go of refused writes."""
@@ -144,7 +151,8 @@ class FileOperations(Adapter):
         if short:
             # Once the kernel knows the inode.
             trio.lowlevel.current_trio_token().run_sync_soon(self._recall_if_short, inode.ino)
-        direct = wants_direct_io(name) or (short and flags & os.O_ACCMODE == os.O_WRONLY)
+        # Nobody has the file in the page cache.
+        direct = wants_direct_io(name) or (short and (flags & os.O_ACCMODE == os.O_WRONLY or self._can_map_direct))
         return self._entry(inode) + self._open(inode, ctx, direct=direct).pack()
 
     @handler

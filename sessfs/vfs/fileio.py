@@ -214,7 +214,7 @@ class FileIO(Contents):
         """Raises PosixError unless the file may get bytes from *start*, which may lie behind its end, to *end*."""
         self.refusals.check_growth(inode, start)
         if self.quota is not None:
-            self.quota.grow(inode, end - inode.size)
+            self.quota.grow(inode, start, end)
 
     def _require_room(self, inode: Inode, start: int, end: int, *, cached: bool) -> None:
         if self.room is None:

@@ -37,6 +37,8 @@ AHEAD_BYTES = 48 << 20
 """Kept for what the kernel has taken, of a small bound or disk a sixteenth. `mount/writeback` bounds what that can
 be.
 """
+AHEAD_MIN_BYTES = 2 << 20
+"""Programs write 1 MiB at once, and the kernel asks only before each write(2)."""
 PART_RESERVED = 8
 PART_AHEAD = 16
 FREED_MIN_BYTES = 4 << 20
@@ -84,7 +86,8 @@ class Space:
     @property
     def ahead_bytes(self) -> int:
         """Kept for what the kernel has taken and not handed over."""
-        return min(AHEAD_BYTES, self.bound_bytes // PART_AHEAD, self._disk.total_bytes // PART_AHEAD)
+        total = min(self.bound_bytes, self._disk.total_bytes)
+        return min(AHEAD_BYTES, max(total // PART_AHEAD, AHEAD_MIN_BYTES), total // 4)
 
     @property
     def reserve_bytes(self) -> int:
