@@ -48,6 +48,7 @@ from sessfs.mount.verbs_remote import RemoteVerbs
 from sessfs.mount.writeback import bound_dirty_bytes
 from sessfs.sync.fetch import RemoteChunks
 from sessfs.vfs.background import keep_going
+from sessfs.vfs.space import check_disk
 from sessfs.vfs.volume import RemoteHooks, Volume
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class Daemon:
         state = self._settings.state_dir
         disk = os.statvfs(state)
         free_bytes = disk.f_bavail * disk.f_frsize
+        check_disk(state, disk.f_blocks * disk.f_frsize)
         return cache_bound_bytes(self._settings, free_bytes=free_bytes, used_bytes=disk_use_bytes(state))
 
     def _hooks(self) -> RemoteHooks | None:

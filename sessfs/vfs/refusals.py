@@ -127,7 +127,9 @@ class Refusals:
 
     def cut(self, inode: Inode, size: int) -> None:
         """A program set the file's length: the kernel has let go of all from *size* on."""
-        self._gaps.pop(inode.ino, None)
+        gaps = [(low, min(high, size)) for low, high in self._gaps.pop(inode.ino, ()) if low < size]
+        if gaps:
+            self._gaps[inode.ino] = gaps
         refused = self._files.get(inode.ino)
         if refused is not None:
             self._keep(inode.ino, refused, [(low, min(high, size)) for low, high in refused.ranges if low < size])

@@ -50,6 +50,15 @@ PAGES_SHARE = 1.1
 """What chunks take in pages, to what they take as they are."""
 
 
+def check_disk(state_dir: Path, total_bytes: int) -> None:
+    """Raises StoreFull if a disk of *total_bytes* is too small to keep a state on."""
+    if total_bytes < DISK_MIN_BYTES:
+        raise StoreFull(
+            f"the disk of {state_dir} has {total_bytes >> 20} MiB in all, and a state needs one of "
+            f"{DISK_MIN_BYTES >> 20} MiB at least: give another directory with --state"
+        )
+
+
 class Room(NamedTuple):
     """Bytes, as statfs reports them."""
 

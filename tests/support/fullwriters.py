@@ -1,4 +1,4 @@
-"""Programs that go on writing through errors, and say what they were told is durable: `python -m ... DIR`.
+"""Programs that go on writing through errors, and say what they were told is durable: `python -m ... DIR KIND...`.
 
 Each line on standard input is a command, answered by one line of JSON:
 
@@ -234,7 +234,7 @@ KINDS: dict[str, type[Writer]] = {
 
 def main() -> None:
     """See the module."""
-    writers = [kind(sys.argv[1], name + end) for name, kind in KINDS.items() for end in ("", "-reopens")]
+    writers = [KINDS[name](sys.argv[1], name + end) for name in sys.argv[2:] for end in ("", "-reopens")]
     print("ready", flush=True)
     for line in sys.stdin:
         command, _, count = line.strip().partition(" ")
