@@ -243,7 +243,16 @@ class HotFiles:
         if exc.errno in (errno.EFBIG, errno.EINVAL):
             # The filesystem below has a largest file, and so has this one.
             return PosixError(errno.EFBIG, "the file would be larger than the state directory's filesystem allows")
-        return StoreFull(f"can't write to {self._directory}: {exc.strerror}")
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreFull(f"the disk of {self._directory} takes no more: {exc.strerror}")
+        return LocalStoreError(f"can't write to {self._directory}: {exc.strerror}")
+
+    def is_filled(self, ino: Ino, number: int, start: int, end: int) -> bool:
+        """True when no byte of [start, end) lies in a hole, as far as the filesystem below says."""
+        try:
+            return os.lseek(self.fd(ino, number), start, os.SEEK_HOLE) >= end
+        except OSError:
+            return False
 
     def allocated_bytes(self, ino: Ino, number: int) -> int:
         """Bytes of disk that the hot file takes; does not open it, since this is asked of all of them at once."""

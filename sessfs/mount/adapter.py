@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from sessfs.local.inodes import Inode, Inodes
     from sessfs.mount.fusewire import RequestContext
-    from sessfs.mount.pages import KernelPages
     from sessfs.sessions.lastuse import LastUse
     from sessfs.sessions.starting import Starts
     from sessfs.sync.restore import SessionDirectory
@@ -95,7 +94,6 @@ class Adapter:
         self.requests: Counter[str] = Counter()
         """Requests served so far, by kind."""
         self.faults = faults_from_environment()
-        self.pages: KernelPages | None = None
         self._told: dict[Ino, int] = {}
         """Files of which the log says that writes are lost, with the error number."""
 
@@ -174,8 +172,6 @@ class Adapter:
         """
         number = exc.errno if isinstance(exc, SessfsError | OSError) and exc.errno else errno.EIO
         self._tell_lost(inode, number, f"{length} bytes at {offset}: {exc}")
-        if number == errno.EFBIG and self.pages is not None:
-            self.pages.note_wrong_size(inode)
 
     def _tell_lost(self, inode: Inode, number: int, why: str) -> None:
         """Once for each file and error, until it is closed."""

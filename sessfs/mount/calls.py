@@ -60,11 +60,11 @@ def _batch_forget(ops: SessionOperations, header: Header, body: memoryview) -> A
 
 
 def _getattr(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
-    return ops.getattr(header[3])
+    return ops.getattr(header[3], of_open=bool(wire.GETATTR_IN.unpack_from(body)[0] & wire.GETATTR_FH))
 
 
 def _setattr(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
-    return ops.setattr(header[3], wire.unpack_wanted(body, ops.now_ns()), _caller(header))
+    return ops.setattr(header[3], wire.unpack_wanted(body, ops.now_ns()), header[6])
 
 
 def _readlink(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
@@ -127,8 +127,8 @@ def _read(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
 def _write(ops: SessionOperations, header: Header, body: memoryview) -> Answer:
     fh, offset, size, flags, _, _, _ = wire.RW_IN.unpack_from(body)
     content = body[wire.RW_IN.size : wire.RW_IN.size + size]
-    kills_set_id, is_cached = bool(flags & wire.WRITE_KILL_SUIDGID), bool(flags & wire.WRITE_CACHE)
-    return ops.write(fh, offset, content, kills_set_id=kills_set_id, is_cached=is_cached)
+    cached, kills_set_id = bool(flags & wire.WRITE_CACHE), bool(flags & wire.WRITE_KILL_SUIDGID)
+    return ops.write(fh, offset, content, header[6], cached=cached, kills_set_id=kills_set_id)
 
 
 def _pack_size(size: int) -> bytes:

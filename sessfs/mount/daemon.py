@@ -32,6 +32,7 @@ from sessfs.mount.control_server import ControlServer
 from sessfs.mount.fuseops import SessionOperations
 from sessfs.mount.lives_side import build_lives
 from sessfs.mount.loop import RequestLoop
+from sessfs.mount.mending import Mender
 from sessfs.mount.node_gate import NodeGate
 from sessfs.mount.pages import KernelPages
 from sessfs.mount.policies import Policies
@@ -45,9 +46,11 @@ from sessfs.mount.verbs_history import HistoryVerbs
 from sessfs.mount.verbs_import import ImportVerbs
 from sessfs.mount.verbs_limits import LimitVerbs
 from sessfs.mount.verbs_remote import RemoteVerbs
+from sessfs.mount.writeback import bound_dirty_bytes
 from sessfs.sync.fetch import RemoteChunks
 from sessfs.vfs.background import keep_going
 from sessfs.vfs.children import Child
+from sessfs.vfs.space import check_disk
 from sessfs.vfs.volume import RemoteHooks, Volume
 
 if TYPE_CHECKING:
@@ -135,11 +138,14 @@ class Daemon:
             starts=self._policies.starts,
             note_suspect=self._policies.suspects.note,
         )
+        self._mender = Mender(self._volume.fileio.refusals, self._volume.inodes, settings.mountpoint)
+        self._operations.is_mender = self._mender.is_asking
 
     def _bound(self) -> int:
         state = self._settings.state_dir
         disk = os.statvfs(state)
         free_bytes = disk.f_bavail * disk.f_frsize
+        check_disk(state, disk.f_blocks * disk.f_frsize)
         return cache_bound_bytes(self._settings, free_bytes=free_bytes, used_bytes=disk_use_bytes(state))
 
     def _hooks(self) -> RemoteHooks | None:
@@ -185,6 +191,7 @@ class Daemon:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._volume.run)
                 nursery.start_soon(self._policies.run)
+                nursery.start_soon(keep_going, self._mender.run)
                 await nursery.start(self._imports.clear)
                 self._lives.start(nursery)
                 if self._remote is not None:
@@ -195,8 +202,6 @@ class Daemon:
                 self._loop = RequestLoop(await handshake.shake_hands(), self._operations)
                 self._answering.set()
                 self._volume.committer.write_back = self._pages.write_back
-                self._operations.pages = self._pages
-                nursery.start_soon(keep_going, self._pages.run)
                 await self._loop.run()
                 self._volume.committer.write_back = None
                 await self._pages.close()
@@ -217,9 +222,15 @@ class Daemon:
 
     async def _announce(self, ready: Ready) -> None:
         await self._answering.wait()
-        raise_read_ahead(self._settings.mountpoint)
+        self._tune_kernel()
         log.info("mounted %s on %s", self._settings.state_dir, self._settings.mountpoint)
         ready.say(os.getpid())
+
+    def _tune_kernel(self) -> None:
+        mount = mountinfo.find_mount(self._settings.mountpoint)
+        if mount is not None and os.geteuid() == 0:
+            raise_read_ahead(mount.device)
+            bound_dirty_bytes(mount.device, self._volume.space.ahead_bytes)
 
     async def _watch_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -251,13 +262,10 @@ class Daemon:
         }
 
 
-def raise_read_ahead(mountpoint: Path) -> None:
+def raise_read_ahead(device: str) -> None:
     """Have the kernel read further ahead of who reads a file from its start. Only root may; it is no loss if not."""
-    mount = mountinfo.find_mount(mountpoint)
-    if mount is None or os.geteuid() != 0:
-        return
     try:
-        Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n")
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(f"{READ_AHEAD_KIB}\n")
     except OSError as exc:
         log.info("the kernel's read-ahead stays as it is: %s", exc)
 

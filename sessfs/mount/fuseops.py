@@ -1,7 +1,6 @@
 """The FUSE adapter: each handler translates, calls the layer below, and translates back.
 
-The kernel caches names, attributes and pages for long, since this daemon alone changes the tree. A file handle is the
-inode's number: nothing is kept per open but the count.
+The kernel caches names, attributes and pages for long, since this daemon alone changes the tree.
 """
 
 from __future__ import annotations
@@ -11,17 +10,15 @@ import os
 import stat
 from typing import TYPE_CHECKING
 
+import trio
 from pyfuse3 import FUSEError
 
-from sessfs.chrome import wants_direct_io
-from sessfs.errors import SessfsError
 from sessfs.local.reserved import is_reserved, is_view
-from sessfs.mount.adapter import CACHE_TIMEOUT_S, IDENTITY_XATTR, Adapter
+from sessfs.mount.adapter import CACHE_TIMEOUT_S, IDENTITY_XATTR
 from sessfs.mount.boundary import changing, handler, in_task
-from sessfs.mount.flushers import Flush
-from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_no_entry
+from sessfs.mount.fileops import FileOperations
+from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, pack_no_entry
 from sessfs.types import ROOT_INO, Ino
-from sessfs.vfs.fileio import SUID_SGID
 from sessfs.vfs.namespace import NAME_MAX_BYTES, Owner
 
 if TYPE_CHECKING:
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 
     from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
 
-    from sessfs.format.chunk import Buffer
     from sessfs.mount.fusewire import RequestContext, Wanted
 
 KERNEL_TIMES_NS = 60 * 10**9
@@ -46,7 +42,7 @@ def _only_kernel_times(wanted: Wanted, now_ns: int) -> bool:
     return wanted.size is wanted.mode is wanted.uid is wanted.gid is wanted.atime_ns is None
 
 
-class SessionOperations(Adapter):
+class SessionOperations(FileOperations):
     """The handlers, by the names and arguments that pyfuse3 gives them; attributes are answered packed.
 
     A handler that must wait says `await in_task()` first: until then it runs to its end at once, in the request loop.
@@ -59,6 +55,8 @@ class SessionOperations(Adapter):
         """A missing name is answered by an entry without inode, which the kernel remembers."""
         await self._reach_to_look(Ino(parent_inode), name)
         inode = self._names.lookup(Ino(parent_inode), name)
+        if inode is not None and inode.opens:
+            self._recall_if_short(inode.ino)
         if inode is None or (parent_inode == ROOT_INO and is_reserved(name) and not is_view(name)):
             return pack_no_entry(CACHE_TIMEOUT_S)
         return self._entry(inode)
@@ -70,6 +68,7 @@ class SessionOperations(Adapter):
             self._names.forget(Ino(ino), count)
             if not self._inodes.is_known(Ino(ino)):
                 self._dirs.forget(Ino(ino))
+                self._fileio.refusals.forget(Ino(ino))
 
     @changing
     async def mknod(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext) -> bytes:
@@ -135,19 +134,25 @@ class SessionOperations(Adapter):
     # -- attributes
 
     @handler
-    async def getattr(self, inode: InodeT) -> bytes:
-        """Attributes."""
+    async def getattr(self, inode: InodeT, *, of_open: bool) -> bytes:
+        """Attributes. *of_open*: the kernel asks for an open file, as it does before each write(2) that `_recall` has
+        it ask for. So while room is short this is where write(2) is refused, before it changes anything.
+        """
         await self._reach(Ino(inode))
-        return self._attributes(self._names.get(Ino(inode)))
+        node = self._names.get(Ino(inode))
+        if of_open and self._space.is_short:
+            self._refuse_write(node)
+        if node.opens:
+            self._recall_if_short(node.ino)
+        return self._attributes(node)
 
     @changing
-    async def setattr(self, inode: InodeT, wanted: Wanted, ctx: RequestContext) -> bytes:
+    async def setattr(self, inode: InodeT, wanted: Wanted, pid: int) -> bytes:
         """chmod, chown, truncate and utimens; set-id bits go as the kernel leaves it to us to see to."""
         await self._reach(Ino(inode))
         node = self._names.get(Ino(inode))
-        if self.pages is not None and ctx.pid == self.pages.pid:
-            # It wants the answer.
-            return self._attributes(node)
+        if self.is_mender(pid):
+            return self._shorten_for_kernel(node, wanted)
         is_noted = True
         if wanted.size is not None:
             if not stat.S_ISREG(node.mode):
@@ -174,6 +179,8 @@ class SessionOperations(Adapter):
         is_carried = self._fileio.carry_times(node)
         self._inodes.touch(node, soft=is_carried and _only_kernel_times(wanted, now))
         self._inodes.account(node.session, 0, 0, now)
+        if self._space.is_short and node.opens:
+            trio.lowlevel.current_trio_token().run_sync_soon(self._recall_if_short, node.ino)
         return self._attributes(node)
 
     @changing
@@ -213,100 +220,6 @@ class SessionOperations(Adapter):
         return STATFS_OUT.pack(
             room.total_bytes // BLOCK_BYTES, free, free, files, files, BLOCK_BYTES, NAME_MAX_BYTES, BLOCK_BYTES
         )
-
-    # -- files
-
-    @changing
-    async def create(
-        self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
-    ) -> bytes:
-        """Create and open: fuse_entry_out and fuse_open_out."""
-        await self._claim(Ino(parent_inode), name)
-        mode_bits = stat.S_IFREG | stat.S_IMODE(mode)
-        inode = self._names.make(Ino(parent_inode), name, mode_bits, Owner(ctx.uid, ctx.gid))
-        self._note_open(inode, ctx)
-        info = FileInfo(fh=inode.ino, direct_io=wants_direct_io(name), keep_cache=True)
-        return self._entry(inode) + info.pack()
-
-    @handler
-    async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext, *, kills_set_id: bool) -> FileInfo:
-        """Open; O_TRUNC arrives here, and *kills_set_id* says what it does to the mode."""
-        node = self._names.get(Ino(inode))
-        direct = self._ask_quota(node, flags, ctx)
-        had_content = False
-        if flags & os.O_TRUNC:
-            if self.read_only_reason() is not None:
-                raise FUSEError(errno.EROFS)
-            # The kernel notes the time itself, and sends it.
-            had_content = node.size > 0
-            await self._fileio.truncate(node, 0, is_timed=False)
-            if kills_set_id:
-                self._fileio.drop_privileges(node)
-        self._note_open(node, ctx)
-        if had_content:
-            self._fileio.stand_in(node)
-        return FileInfo(fh=node.ino, keep_cache=True, direct_io=direct)
-
-    @handler
-    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes | list[Buffer]:
-        """Bytes of the file, maybe in pieces; fewer only at its end."""
-        node = self._names.get(Ino(fh))
-        parts: list[Buffer] = []
-        try:
-            if not self._fileio.try_read(node, off, size, parts):
-                return parts
-            await in_task(node.session)
-            return await self._fileio.read(node, off, size)
-        except (SessfsError, OSError) as exc:
-            self._suspect(node, exc)
-            raise
-
-    @changing
-    async def write(
-        self, fh: FileHandleT, off: int, buf: bytes | memoryview, *, kills_set_id: bool, is_cached: bool
-    ) -> int:
-        """Write all of *buf*; *kills_set_id* says that who writes may not keep set-user-id and set-group-id bits,
-        *is_cached* that these are pages of the kernel's cache.
-        """
-        node = self._names.get(Ino(fh))
-        try:
-            if not self._fileio.can_write(node, off, len(buf)):
-                await in_task()
-            written = await self._fileio.write(node, off, buf, is_timed=not is_cached)
-        except (SessfsError, OSError) as exc:
-            self._suspect(node, exc)
-            if is_cached:
-                self._note_lost(node, off, len(buf), exc)
-            raise
-        if kills_set_id and node.mode & SUID_SGID:
-            self._fileio.drop_privileges(node)
-        return written
-
-    @handler
-    async def release(self, fh: FileHandleT) -> None:
-        """One open less; an inode without names goes with its last."""
-        node = self._names.get(Ino(fh))
-        self._inodes.note_closed(node)
-        self._fileio.note_handed_over(node)
-        if self._told and not node.opens:
-            self._told.pop(node.ino, None)
-        if node.opens == 0 and self._fileio.quota is not None:
-            self._fileio.quota.closed(node)
-        if node.nlink == 0 and node.opens == 0 and not self._inodes.is_known(node.ino):
-            self._names.reclaim(node)
-
-    @handler
-    async def fsync(self, fh: FileHandleT, *, data_only: bool) -> Flush | None:
-        """The file's data, its times unless *data_only*, and everything acknowledged before, are durable on return."""
-        node = self._names.get(Ino(fh))
-        self._fileio.note_handed_over(node)
-        if not self._committer.needs_sync(node, data_only=data_only):
-            return None
-        if not self._committer.needs_commit:
-            return Flush(*self._committer.start_flush(node, data_only=data_only))
-        await in_task()
-        await self._committer.sync_file(node, data_only=data_only)
-        return None
 
     # -- directories
 

@@ -36,6 +36,8 @@ MKDIR_IN: Final = struct.Struct("<II")
 RENAME_IN: Final = struct.Struct("<Q")
 RENAME2_IN: Final = struct.Struct("<QII")
 SETATTR_IN: Final = struct.Struct("<IIQQQqqqIIIIIIII")
+GETATTR_IN: Final = struct.Struct("<IIQ")
+"""getattr_flags, dummy, fh."""
 OPEN_IN: Final = struct.Struct("<II")
 CREATE_IN: Final = struct.Struct("<IIII")
 RW_IN: Final = struct.Struct("<QQIIQII")
@@ -51,8 +53,11 @@ FORGET_ONE: Final = struct.Struct("<QQ")
 
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE, FATTR_ATIME, FATTR_MTIME = (1 << bit for bit in range(6))
 FATTR_ATIME_NOW, FATTR_MTIME_NOW, FATTR_CTIME, FATTR_KILL_SUIDGID = 1 << 7, 1 << 8, 1 << 10, 1 << 11
+GETATTR_FH: Final = 1 << 0
 WRITE_CACHE: Final = 1 << 0
-"""The kernel writes back pages of its cache: it has the file's times, and sends them by itself."""
+"""The bytes come out of the page cache: whoever wrote them was told that all is well. The kernel has the file's times,
+and sends them by itself.
+"""
 WRITE_KILL_SUIDGID: Final = 1 << 2
 FSYNC_FDATASYNC: Final = 1 << 0
 OPEN_KILL_SUIDGID: Final = 1 << 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import threading
 from typing import TYPE_CHECKING, TypeVar
 
@@ -55,6 +56,12 @@ def may_mount() -> bool:
             if line.startswith("CapEff:"):
                 return bool(int(line.split()[1], 16) >> CAP_SYS_ADMIN & 1)
     return False
+
+
+def kernel_version() -> tuple[int, int]:
+    """Of Linux, as (6, 18); (0, 0) where it does not say."""
+    found = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 def within(timeout_s: float, function: Callable[[], T], what: str) -> T:

@@ -7,8 +7,9 @@ What each operation gets, always EDQUOT:
   sessions have open files. A session that was let in keeps its place for ADMITTED_S, since Chrome makes its lock before
   it opens anything. Reading by others than Chrome is never refused.
 - *max_session_bytes*, *max_unique_bytes*: making a name in a session once less than its reserve is left; growing a file
-  beyond the limit. A file of which a write was refused does not grow until it is closed, so that it never has a gap
-  where the refused bytes would be. Deleting, truncating down and rewriting in place go on.
+  beyond the limit. A file of which a write was refused does not grow until it is closed, or until there is room for
+  all that was refused, and never behind a gap where the refused bytes would be. Deleting, truncating down and rewriting
+  in place go on.
 
 The reserve is what keeps databases whole: with the kernel's write-back cache, write(2) succeeds before the daemon sees
 the bytes, so a refusal there comes late, at fsync or close. A refused new file comes at once, and is what applications
@@ -100,7 +101,8 @@ class Limits:
         self._forget_name = forget_name
         self._table = PolicyTable(volume.meta)
         self._admitted: dict[Ino, float] = {}
-        self._refused: dict[Ino, Ino] = {}
+        self._refused: dict[Ino, int] = {}
+        """File → where the refused bytes end."""
         self._told: set[tuple[Ino, str]] = set()
         self._measured: dict[Ino, _Measured] = {}
         self._watched: set[Ino] = set()
@@ -163,22 +165,22 @@ class Limits:
         if self._is_full(session, self.caps(session)):
             raise self._refusal(session, "max_bytes", "it is full: nothing new can be made in it")
 
-    def grow(self, inode: Inode, n_bytes: int) -> None:
+    def grow(self, inode: Inode, start: int, end: int) -> None:
         """See Quota."""
         session = inode.session
         caps = self.caps(session)
         if not inode.nlink or not (any(caps) or self._refused):
             return
-        logical = self._inodes.session_counters(session).logical_bytes
-        if inode.ino in self._refused or 0 < caps.session_bytes < logical + n_bytes:
-            self._refuse_growth(inode)
-        if caps.unique_bytes and self._unique(session) + n_bytes > caps.unique_bytes:
-            self._refuse_growth(inode)
-
-    def _refuse_growth(self, inode: Inode) -> None:
-        if inode.opens:
-            self._refused[inode.ino] = inode.session
-        raise self._refusal(inode.session, "max_bytes", "it is full: its files can't grow")
+        refused_end = self._refused.get(inode.ino, 0)
+        n_bytes = max(end, refused_end) - inode.size
+        over = 0 < caps.session_bytes < self._inodes.session_counters(session).logical_bytes + n_bytes
+        over = over or 0 < caps.unique_bytes < self._unique(session) + n_bytes
+        if over or (refused_end and start > inode.size):
+            if inode.opens:
+                self._refused[inode.ino] = max(end, refused_end)
+            raise self._refusal(session, "max_bytes", "it is full: its files can't grow")
+        if end >= refused_end > 0:
+            self.shrunk(inode)
 
     def shrunk(self, inode: Inode) -> None:
         """See Quota."""

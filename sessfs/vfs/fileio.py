@@ -17,6 +17,7 @@ import trio
 from sessfs.errors import PosixError, RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
 from sessfs.vfs.contents import Contents
 from sessfs.vfs.ranges import split
+from sessfs.vfs.refusals import Refusals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -64,6 +65,15 @@ class Waiting(Protocol):
         """What *attempt* returns, however long the remote does not answer."""
 
 
+class RoomLeft(Protocol):
+    """How much may still be written."""
+
+    def take(self, n_bytes: int, *, cached: bool) -> None:
+        """*n_bytes* are about to be written, by a program that waits, or, if *cached*, by the kernel out of its page
+        cache. Raises StoreFull where there is no room for them.
+        """
+
+
 class FileIO(Contents):
     """Byte ranges of files. Called by the request loop alone; only a missing chunk makes it wait."""
 
@@ -79,7 +89,11 @@ class FileIO(Contents):
         super().__init__(inodes, hot, references, clock_ns, monotonic_s)
         self._chunks = chunks
         self.full_reason: str | None = None
-        """When set, writes that need room answer ENOSPC with this text."""
+        """When set, whoever needs room is refused with this text; what the kernel has taken already is let in for as
+        long as `room` has some left.
+        """
+        self.room: RoomLeft | None = None
+        self.refusals = Refusals()
         self.quota: Quota | None = None
         """Asked before a file grows; None while nothing is limited."""
         self.patience: Waiting | None = None
@@ -185,15 +199,19 @@ class FileIO(Contents):
             and self._hot.allocated_bytes(inode.ino, inode.hot_no) > COPY_MAX_BYTES
         )
 
-    async def write(self, inode: Inode, offset: int, content: bytes | memoryview, *, is_timed: bool = True) -> int:
+    async def write(self, inode: Inode, offset: int, content: bytes | memoryview, *, cached: bool = False) -> int:
         """Write all of *content*; returns its length. Acknowledged means: survives the application, and the daemon
-        once the next commit has named its hot file; durable only after fsync. *is_timed* as for `note_change`. Raises
-        StoreFull, or PosixError EDQUOT or EFBIG (nothing changed).
+        once the next commit has named its hot file; durable only after fsync. Raises StoreFull, or PosixError EDQUOT
+        or EFBIG (nothing changed). If *cached*, the bytes come out of the kernel's page cache: the kernel has the
+        times, and whoever wrote them was told that all is well, so they are let in as long as any room is left; the
+        caller notes in `refusals` what is not.
         """
         end = offset + len(content)
-        self._require_room(inode, end)
-        if self.quota is not None and end > inode.size:
-            self.quota.grow(inode, end - inode.size)
+        if end > max(inode.size, FILE_MAX_BYTES):
+            raise PosixError(errno.EFBIG, f"a file has {FILE_MAX_BYTES >> 40} TiB at most")
+        if end > inode.size:
+            self._require_growth(inode, offset, end)
+        self._require_room(inode, offset, end, cached=cached)
         await self._unshare(inode)
         while missing := self._hydrate_edges(inode, offset, end):
             await self._fetch(inode, missing)
@@ -207,14 +225,32 @@ class FileIO(Contents):
             raise
         if touched:
             self.make_hot(inode, touched[0].start, touched[-1].end)
-        self.note_change(inode, max(end, inode.size), soft=True, is_timed=is_timed)
+        self.refusals.written(inode, offset, end)
+        self.note_change(inode, max(end, inode.size), soft=True, is_timed=not cached)
         return len(content)
 
-    def _require_room(self, inode: Inode, end: int) -> None:
-        if self.full_reason is not None:
-            raise StoreFull(self.full_reason)
-        if end > max(inode.size, FILE_MAX_BYTES):
-            raise PosixError(errno.EFBIG, f"a file has {FILE_MAX_BYTES >> 40} TiB at most")
+    def _require_growth(self, inode: Inode, start: int, end: int) -> None:
+        """Raises PosixError unless the file may get bytes from *start*, which may lie behind its end, to *end*."""
+        self.refusals.check_growth(inode, start)
+        if self.quota is not None:
+            self.quota.grow(inode, start, end)
+
+    def _require_room(self, inode: Inode, start: int, end: int, *, cached: bool) -> None:
+        if self.room is None:
+            return
+        try:
+            self.room.take(end - start, cached=cached)
+        except StoreFull:
+            if not self._is_in_place(inode, start, end):
+                raise
+
+    def _is_in_place(self, inode: Inode, start: int, end: int) -> bool:
+        """Whether the bytes of [start, end) have their room on the disk already, and need no more of it."""
+        if not inode.hot_no or end > inode.size or self.retirement.is_frozen(inode.hot_no):
+            return False
+        if any(part.inside for part in split(start, end, inode.cold)):
+            return False
+        return self._hot.is_filled(inode.ino, inode.hot_no, start, end)
 
     def _touched(self, inode: Inode, start: int, end: int) -> list[Extent]:
         """The cold extents that hold any byte of [start, end), in order."""
@@ -271,12 +307,18 @@ class FileIO(Contents):
         StoreFull, or PosixError EDQUOT or EFBIG, for growth only.
         """
         if size > inode.size:
-            self._require_room(inode, size)
-        if self.quota is not None:
-            if size > inode.size:
-                self.quota.grow(inode, size - inode.size)
-            else:
-                self.quota.shrunk(inode)
+            if self.full_reason is not None:
+                raise StoreFull(self.full_reason)
+            if size > FILE_MAX_BYTES:
+                raise PosixError(errno.EFBIG, f"a file has {FILE_MAX_BYTES >> 40} TiB at most")
+            self._require_growth(inode, size, size)
+        elif self.quota is not None:
+            self.quota.shrunk(inode)
+        await self.set_size(inode, size, is_timed=is_timed)
+        self.refusals.cut(inode, size)
+
+    async def set_size(self, inode: Inode, size: int, *, is_timed: bool = True) -> None:
+        """As `truncate`, asking nobody. Raises StoreFull."""
         if size == 0:
             self._clear(inode, is_timed=is_timed)
             return

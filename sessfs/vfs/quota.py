@@ -18,8 +18,8 @@ class Quota(Protocol):
     def add_name(self, session: Ino) -> None:
         """Something new (file, directory, symlink, device) is about to be made in the session."""
 
-    def grow(self, inode: Inode, n_bytes: int) -> None:
-        """The file is about to grow by *n_bytes* (more than 0)."""
+    def grow(self, inode: Inode, start: int, end: int) -> None:
+        """The file is about to grow to *end*, by bytes from *start* on, which may lie behind its end."""
 
     def shrunk(self, inode: Inode) -> None:
         """The file was truncated, and is not longer than before."""

@@ -66,13 +66,15 @@ class Sealer:
         monotonic_s: Callable[[], float],
         quiet: Quiet,
         is_roomy: Callable[[], bool],
+        room_bytes: Callable[[], int],
         places: Places,
     ) -> None:
         """What has been idle for *idle_s* is sealed when it is *quiet*, and at once while hot files leave little room:
-        while it is not *is_roomy*.
+        while it is not *is_roomy*. What is sealed at once must have *room_bytes* on the disk.
         """
         self._quiet = quiet
         self._is_roomy = is_roomy
+        self._room_bytes = room_bytes
         self._places = places
         self._client = client
         self._inodes = inodes
@@ -125,24 +127,15 @@ class Sealer:
 
     def _idle(self) -> list[Inode]:
         before = self._monotonic_s() - self._idle_s
-        return self._take([i for i in self._fileio.hot_inodes.values() if i.nlink and i.changed_s <= before])
-
-    def _take(self, candidates: Sequence[Inode]) -> list[Inode]:
-        """As many of the candidates as one request may hold, neighbours side by side."""
-        job: list[Inode] = []
-        size = 0
-        for inode in sorted(candidates, key=lambda i: i.ino):
-            if job and (size + inode.size > JOB_BYTES or len(job) >= JOB_FILES):
-                break
-            job.append(inode)
-            size += inode.size
-        return job
+        idle = [i for i in self._fileio.hot_inodes.values() if i.nlink and i.changed_s <= before]
+        return _take(idle, self._room_bytes())
 
     async def seal_all(self) -> None:
         """Seal every hot file that is not being written while it is sealed, and can be read. Raises LocalStoreError."""
         waiting = {i.ino for i in self._fileio.hot_inodes.values() if i.nlink}
         while waiting:
-            job = self._take([i for ino, i in self._fileio.hot_inodes.items() if ino in waiting and i.nlink])
+            left = [i for ino, i in self._fileio.hot_inodes.items() if ino in waiting and i.nlink]
+            job = _take(left, self._room_bytes())
             if not job:
                 return
             await self._seal(job)
@@ -332,14 +325,14 @@ class Sealer:
         async with self._busy:
             await self._calls.request(ScrubRequest())
 
-    async def scrub(self, target: Path) -> int:
+    async def scrub(self, target: Path, *, rewrites: bool = True) -> int:
         """Leave no byte of chunks that nothing names in `chunks/`, using the directory *target* on the way; returns how
         many damaged frames had to stay. Nothing is sealed or fetched meanwhile; reading goes on. Raises
         LocalStoreError.
         """
         await self.drop_dead()
         async with self._busy:
-            damaged = (await self._calls.request(ScrubRequest(str(target)))).damaged
+            damaged = (await self._calls.request(ScrubRequest(str(target), rewrites))).damaged
             # The next request starts the process again, which opens the new environment.
             await self._client.stop()
             self._reader.adopt(target)
@@ -353,3 +346,19 @@ async def _why_not(act: Callable[[], Awaitable[None]]) -> str:
     except LocalStoreError as exc:
         return str(exc)
     return ""
+
+
+def _take(candidates: Sequence[Inode], room_bytes: int) -> list[Inode]:
+    """As many of the candidates as one request may hold, neighbours side by side, and as the disk has *room_bytes*
+    for.
+    """
+    job: list[Inode] = []
+    size = 0
+    for inode in sorted(candidates, key=lambda i: i.ino):
+        if inode.size > room_bytes - size:
+            continue
+        if job and (size + inode.size > JOB_BYTES or len(job) >= JOB_FILES):
+            break
+        job.append(inode)
+        size += inode.size
+    return job

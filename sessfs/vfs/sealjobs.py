@@ -75,10 +75,11 @@ class StoreRequest(msgspec.Struct, frozen=True, tag="store"):
 
 class ScrubRequest(msgspec.Struct, frozen=True, tag="scrub"):
     """Rewrite every frame that holds a dead chunk; then, if *target* is given, write all that is left into a new
-    environment in that directory.
+    environment in that directory. Without *rewrites* the frames stay as they are.
     """
 
     target: str = ""
+    rewrites: bool = True
 
 
 class SourceStamp(msgspec.Struct, frozen=True, array_like=True):

@@ -100,19 +100,19 @@ class SealProcess:
             self._writer.commit()
             return Reply()
         if isinstance(request, ScrubRequest):
-            return self._scrub(request.target)
+            return self._scrub(request)
         self._writer.added.clear()
         files = [self._seal(file) for file in request.files]
         self._writer.commit()
         return Reply(files=files, added=[bytes(cid) for cid in self._writer.added])
 
-    def _scrub(self, target: str) -> Reply:
-        """With a *target*, nothing may be written from here on until this process has ended: *target* would lack it."""
-        damaged = self._writer.rewrite_mixed()
+    def _scrub(self, request: ScrubRequest) -> Reply:
+        """With a target, nothing may be written from here on until this process has ended: the target would lack it."""
+        damaged = self._writer.rewrite_mixed() if request.rewrites else 0
         self._writer.commit()
-        if target:
+        if request.target:
             self._check_right()
-            self._db.rewrite_into(Path(target))
+            self._db.rewrite_into(Path(request.target))
         return Reply(damaged=damaged)
 
     def _seal(self, file: SealFile) -> SealedFile:

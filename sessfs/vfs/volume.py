@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -21,6 +22,7 @@ from sessfs.local.writelock import WriteLock
 from sessfs.types import ROOT_INO
 from sessfs.vfs.background import keep_going
 from sessfs.vfs.committer import Committer
+from sessfs.vfs.compaction import keep_compact
 from sessfs.vfs.fileio import FileIO
 from sessfs.vfs.namespace import Namespace
 from sessfs.vfs.quiet import Quiet
@@ -130,11 +132,12 @@ class Volume:
             monotonic_s=monotonic_s,
             quiet=Quiet(requests, monotonic_s),
             is_roomy=lambda: self.space.hot_bytes <= cache_bound_bytes // ROOMY_PART,
+            room_bytes=lambda: self.space.sealable_bytes(),
             places=self.places,
         )
         self.read_only_reason: str | None = None
         """Why nothing may be changed, None while it may."""
-        self.space = Space(state_dir, self.fileio, self.reader, cache_bound_bytes)
+        self.space = self.fileio.room = Space(state_dir, self.fileio, self.reader, cache_bound_bytes)
         self._sweep = Sweep(self.reader, self.references, is_owed=self.state.owes_sweep)
         self._is_recovered = self._is_closed = False
 
@@ -157,6 +160,7 @@ class Volume:
             nursery.start_soon(self.committer.run)
             nursery.start_soon(keep_going, self.sealer.run)
             nursery.start_soon(keep_going, self.space.run)
+            nursery.start_soon(keep_going, partial(keep_compact, self.state.path, self.space, self.sealer))
             nursery.start_soon(keep_going, self._sweep.run)
 
     @property

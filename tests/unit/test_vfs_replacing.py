@@ -41,7 +41,7 @@ class Kernel:
             self.asked.append(ino)
             await trio.lowlevel.checkpoint()
             inode = self._box.volume.namespace.get(ino)
-            await self._box.volume.fileio.write(inode, 0, self._held.pop(ino, b""), is_timed=False)
+            await self._box.volume.fileio.write(inode, 0, self._held.pop(ino, b""), cached=True)
 
 
 @pytest.fixture
