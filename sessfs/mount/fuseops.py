@@ -16,62 +16,43 @@ from pyfuse3 import FUSEError
 from sessfs.chrome import wants_direct_io
 from sessfs.errors import SessfsError
 from sessfs.local.reserved import is_reserved, is_view
-from sessfs.mount.adapter import CACHE_TIMEOUT_S, IDENTITY_XATTR, Adapter
+from sessfs.mount.adapter import CACHE_TIMEOUT_S, IDENTITY_XATTR
 from sessfs.mount.boundary import changing, handler, in_task
+from sessfs.mount.directories import DirectoryOperations
 from sessfs.mount.flushers import Flush
-from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_dirent, pack_no_entry, pack_open_directory
+from sessfs.mount.fusewire import BLOCK_BYTES, STATFS_OUT, FileInfo, pack_no_entry
 from sessfs.types import ROOT_INO, Ino
 from sessfs.vfs.fileio import SUID_SGID
 from sessfs.vfs.namespace import NAME_MAX_BYTES, Owner
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Sequence
 
     from pyfuse3 import FileHandleT, FileNameT, FlagT, InodeT, ModeT, XAttrNameT
 
     from sessfs.format.chunk import Buffer
     from sessfs.mount.fusewire import RequestContext, Wanted
-    from sessfs.sessions.lastuse import LastUse
-    from sessfs.sync.restore import SessionDirectory
-    from sessfs.vfs.volume import Volume
 
 KERNEL_TIMES_NS = 60 * 10**9
 
 
-class _DirHandle:
-    """One open directory: the names as they were when it was opened or rewound."""
-
-    __slots__ = ("ino", "names", "pages")
-
-    def __init__(self, ino: Ino) -> None:
-        self.ino = ino
-        self.names: list[bytes] = []
-        self.pages: AsyncIterator[list[bytes]] | None = None
-
-
-def _only_kernel_times(wanted: Wanted, now_ns: int) -> bool:
+def _only_kernel_times(wanted: Wanted, now_ns: int, before_ns: int) -> bool:
     """True for the times that the kernel hands over with a file's pages, rather than what somebody set: both are one
-    time, of this very moment. A hot file can carry that one.
+    time, of this very moment, which a hot file can carry; or mtime is what it was *before*, and ctime says when another
+    request came that was noted then.
     """
     if wanted.mtime_ns is None or abs(now_ns - wanted.mtime_ns) >= KERNEL_TIMES_NS:
         return False
-    if wanted.mtime_ns != wanted.ctime_ns:
+    if wanted.mtime_ns not in (wanted.ctime_ns, before_ns):
         return False
     return wanted.size is wanted.mode is wanted.uid is wanted.gid is wanted.atime_ns is None
 
 
-class SessionOperations(Adapter):
+class SessionOperations(DirectoryOperations):
     """The handlers, by the names and arguments that pyfuse3 gives them; attributes are answered packed.
 
     A handler that must wait says `await in_task()` first: until then it runs to its end at once, in the request loop.
     """
-
-    def __init__(
-        self, volume: Volume, clock_ns: Callable[[], int], sessions: SessionDirectory | None, last_use: LastUse
-    ) -> None:
-        super().__init__(volume, clock_ns, sessions, last_use)
-        self._dirs: dict[int, _DirHandle] = {}
-        self._next_dir = 1
 
     # -- names
 
@@ -186,13 +167,14 @@ class SessionOperations(Adapter):
                 self._fileio.drop_privileges(node)
         if wanted.atime_ns is not None:
             node.atime_ns = wanted.atime_ns
+        before_ns = node.mtime_ns
         if wanted.mtime_ns is not None:
             node.mtime_ns = wanted.mtime_ns
         now = self._clock_ns()
         if wanted.ctime_ns is not None or is_noted:
             node.ctime_ns = now if wanted.ctime_ns is None else wanted.ctime_ns
-        is_carried = self._fileio.carry_times(node)
-        self._inodes.touch(node, soft=is_carried and _only_kernel_times(wanted, now))
+        is_carried = wanted.mtime_ns is not None and self._fileio.carry_times(node)
+        self._inodes.touch(node, soft=is_carried and _only_kernel_times(wanted, now, before_ns))
         self._inodes.account(node.session, 0, 0, now)
         return self._attributes(node)
 
@@ -322,71 +304,3 @@ class SessionOperations(Adapter):
         await in_task()
         await self._committer.sync_file(node, data_only=data_only)
         return None
-
-    # -- directories
-
-    @handler
-    async def opendir(self, inode: InodeT) -> bytes:
-        """Open a directory."""
-        await self._reach(Ino(inode))
-        number = self._next_dir
-        self._next_dir += 1
-        self._dirs[number] = _DirHandle(Ino(inode))
-        # Sessions come and go without the kernel's doing, so what it knows of the root may be out of date.
-        return pack_open_directory(number, cached=inode != ROOT_INO)
-
-    @handler
-    async def readdir(self, fh: FileHandleT, start_id: int, size: int, *, plus: bool) -> bytes:
-        """Entries from *start_id*, up to *size* bytes, if *plus* each with its attributes and as one more reference to
-        it. *start_id* is the position in the names as they were at the last rewind, `.` and `..` first.
-        """
-        directory = self._dirs[fh]
-        if start_id == 0:
-            if directory.ino == ROOT_INO and self._sessions is not None:
-                await in_task()
-                await self._sessions.load_root()
-            directory.names = [b".", b"..", *self._names.list_names(directory.ino)]
-            if directory.ino == ROOT_INO and self._sessions is not None:
-                directory.pages = self._sessions.iter_pages()
-        parts: list[bytes] = []
-        position = start_id
-        while position < len(directory.names) or await self._turn_page(directory):
-            name = directory.names[position]
-            inode = self._names.lookup(directory.ino, name)
-            position += 1
-            if inode is None or (directory.ino == ROOT_INO and is_reserved(name)):
-                continue
-            part = pack_dirent(name, inode.ino, inode.mode, position)
-            if plus:
-                part = self._found(inode) + part
-            size -= len(part)
-            if size < 0:
-                break
-            parts.append(part)
-            if plus and position > 2:
-                self._inodes.remember(inode.ino)
-        return b"".join(parts)
-
-    async def _turn_page(self, directory: _DirHandle) -> bool:
-        """Take in the next names that only the remote has; False when there are no more."""
-        while directory.pages is not None:
-            await in_task()
-            page = await anext(directory.pages, None)
-            if page is None:
-                directory.pages = None
-            elif page:
-                directory.names.extend(page)
-                return True
-        return False
-
-    @handler
-    async def releasedir(self, fh: FileHandleT) -> None:
-        """Close a directory."""
-        self._dirs.pop(fh, None)
-
-    @handler
-    async def fsyncdir(self, fh: FileHandleT) -> None:
-        """Everything acknowledged before is durable on return."""
-        if self._committer.is_dirty or self._committer.is_busy:
-            await in_task()
-            await self._committer.commit()
