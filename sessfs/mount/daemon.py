@@ -201,9 +201,9 @@ class Daemon:
                 nursery.start_soon(self._announce, ready)
                 self._loop = RequestLoop(await handshake.shake_hands(), self._operations)
                 self._answering.set()
-                self._volume.committer.write_back = self._pages.write_back
+                self._volume.committer.unwritten.write_back = self._pages.write_back
                 await self._loop.run()
-                self._volume.committer.write_back = None
+                self._volume.committer.unwritten.write_back = None
                 await self._pages.close()
                 log.info("unmounted, making everything durable")
                 await self._volume.close()

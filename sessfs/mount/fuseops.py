@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 KERNEL_TIMES_NS = 60 * 10**9
 
 
-def _only_kernel_times(wanted: Wanted, now_ns: int) -> bool:
+def _only_kernel_times(wanted: Wanted, now_ns: int, before_ns: int) -> bool:
     """True for the times that the kernel hands over with a file's pages, rather than what somebody set: both are one
-    time, of this very moment. A hot file can carry that one.
+    time, of this very moment, which a hot file can carry; or mtime is what it was *before*, and ctime says when another
+    request came that was noted then.
     """
     if wanted.mtime_ns is None or abs(now_ns - wanted.mtime_ns) >= KERNEL_TIMES_NS:
         return False
-    if wanted.mtime_ns != wanted.ctime_ns:
+    if wanted.mtime_ns not in (wanted.ctime_ns, before_ns):
         return False
     return wanted.size is wanted.mode is wanted.uid is wanted.gid is wanted.atime_ns is None
 
@@ -171,13 +172,14 @@ class SessionOperations(FileOperations):
                 self._fileio.drop_privileges(node)
         if wanted.atime_ns is not None:
             node.atime_ns = wanted.atime_ns
+        before_ns = node.mtime_ns
         if wanted.mtime_ns is not None:
             node.mtime_ns = wanted.mtime_ns
         now = self._clock_ns()
         if wanted.ctime_ns is not None or is_noted:
             node.ctime_ns = now if wanted.ctime_ns is None else wanted.ctime_ns
-        is_carried = self._fileio.carry_times(node)
-        self._inodes.touch(node, soft=is_carried and _only_kernel_times(wanted, now))
+        is_carried = wanted.mtime_ns is not None and self._fileio.carry_times(node)
+        self._inodes.touch(node, soft=is_carried and _only_kernel_times(wanted, now, before_ns))
         self._inodes.account(node.session, 0, 0, now)
         if self._space.is_short and node.opens:
             trio.lowlevel.current_trio_token().run_sync_soon(self._recall_if_short, node.ino)

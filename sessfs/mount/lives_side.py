@@ -40,7 +40,7 @@ def build_lives(volume: Volume, settings: Settings, remote: RemoteSide | None) -
 
     async def flush() -> None:
         await flush_kernel(settings.mountpoint)
-        await volume.committer.bring_unwritten()
+        await volume.committer.unwritten.bring()
 
     if remote is not None:
         remote.sessions.forget_name = kernel.forget_name

@@ -26,11 +26,15 @@ def write_back(mountpoint: str, inodes: list[int], files: list[int]) -> None:
     after that has been said: closing one can wait for who syncs the file. Raises OSError.
     """
     try:
-        for fd in _open(mountpoint, inodes, files):
-            syscalls.write_back(fd)
+        opened = _open(mountpoint, inodes, files)
     except OSError:
         # Only root opens files by number. All of the mount takes longer, and has them in it.
         syscalls.syncfs(mountpoint)
+        return
+    for fd in opened:
+        # What the daemon refused it knows of, and whoever wrote it will.
+        with contextlib.suppress(OSError):
+            syscalls.write_back(fd)
 
 
 def _open(mountpoint: str, inodes: list[int], files: list[int]) -> list[int]:

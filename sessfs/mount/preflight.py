@@ -5,7 +5,6 @@ Nothing here opens LMDB or takes the state's lock: the daemon does, and has the 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -351,9 +350,8 @@ def find_home(mountpoint: Path) -> Home:
     if identity.state_dir is None:
         return Home(source, identity.pid, f"({source}) was removed", is_there=False)
     now = Path(identity.state_dir)
-    with contextlib.suppress(OSError):
-        if os.path.samefile(source, now):
-            return Home(source, identity.pid)
+    if now in (source, Path(os.path.realpath(source))):
+        return Home(source, identity.pid)
     return Home(now, identity.pid, f"was renamed from {source} to {now}")
 
 

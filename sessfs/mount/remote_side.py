@@ -182,7 +182,7 @@ class RemoteSide:
         # After the unmount the same path is another filesystem, whose flush may take long and helps nobody.
         if not self._is_detached:
             await flush_kernel(self._settings.mountpoint)
-            await self._volume.committer.bring_unwritten()
+            await self._volume.committer.unwritten.bring()
 
     async def start(self) -> None:
         """Take the prefix, if the remote answers; a state that knows the remote is mounted without it. Raises

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from sessfs.errors import LocalStoreError, SessfsError
+from sessfs.vfs.unwritten import Unwritten
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
     from concurrent.futures import Executor
 
     from sessfs.local.chunkstore import References
@@ -110,9 +111,7 @@ class Committer:
         """
         self._undeleted = False
         """True while there are hot files that could not be removed."""
-        self.write_back: Callable[[Sequence[Ino]], Awaitable[None]] | None = None
-        """Has the kernel hand over what it holds of files; None where there is no kernel that holds any."""
-        self._bringing = trio.Lock()
+        self.unwritten = Unwritten(fileio.replacing)
         self.n_commits = 0
         self.writing = trio.Lock()
         """Held while a batch is written; whoever else holds it keeps commits waiting."""
@@ -130,9 +129,7 @@ class Committer:
         await outcome.wait()
 
     def needs_sync(self, inode: Inode, *, data_only: bool) -> bool:
-        """True when the file's data, its times unless *data_only*, or anything acknowledged before, may not be durable
-        yet.
-        """
+        """True when the data, the times unless *data_only*, or anything acknowledged before may not be durable yet."""
         return self.needs_commit or _needs_flush(inode, data_only=data_only)
 
     @property
@@ -217,9 +214,8 @@ class Committer:
             try:
                 await self._write_anew()
                 async with self.writing:
-                    # No other wait between this and the cut.
-                    await self.bring_unwritten()
-                    await self._commit_once(outcome)
+                    await self.unwritten.bring()
+                    await self._commit_once(outcome)  # it cuts before it waits
                 outcome.error = self.failed = None
             except Exception as exc:
                 outcome.error = self.failed = self._note_failure(exc)
@@ -229,18 +225,6 @@ class Committer:
                 outcome.done.set()
             if self.failed is not None:
                 await trio.sleep(RETRY_S)
-
-    async def bring_unwritten(self) -> None:
-        """Return when what programs wrote to files that stand in for others (`Contents.stand_in`) is here, though they
-        have not closed them: before any cut, or it would have nothing in the place of something.
-        """
-        if self.write_back is None:
-            return
-        while self._fileio.replacing.has_unwritten or self._bringing.locked():
-            async with self._bringing:
-                unwritten = self._fileio.replacing.take_unwritten()
-                if unwritten:
-                    await self.write_back([inode.ino for inode in unwritten])
 
     async def _write_anew(self) -> None:
         """Give new hot files to inodes whose flush failed: the system takes the content for written, so that without

@@ -26,7 +26,7 @@ class Kernel:
         self._box = box
         self._held: dict[Ino, bytes] = {}
         self.asked: list[Ino] = []
-        box.volume.committer.write_back = self.write_back
+        box.volume.committer.unwritten.write_back = self.write_back
 
     def write(self, path: bytes, content: bytes) -> Ino:
         """Open a file, made if need be, and write to it."""
@@ -122,7 +122,7 @@ async def test_replacement_while_the_kernel_is_asked_is_asked_for_too(tmp_path: 
                 box.rename(b"s/newer", b"s/b")
             await write_back(inodes)
 
-        box.volume.committer.write_back = slow
+        box.volume.committer.unwritten.write_back = slow
         box.rename(b"s/new", b"s/a")
         await box.volume.committer.commit()
         assert kernel.asked == [first, second]
