@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sessfs.errors import Fenced, RemoteCorrupt, RemoteError
+from sessfs.errors import Fenced, RemoteCorrupt, RemoteError, RemoteUnsuitable
 from sessfs.format.manifest import ManifestRef, SegmentRef
 from sessfs.format.repository import KeptSnapshot, encode_session_object
 from sessfs.format.segment import checkpoint_key, footer_of, segment_key, session_key
@@ -14,7 +14,17 @@ from sessfs.remote.objectstore import Blob, Forwarding
 from sessfs.remote.parallel import for_each, over
 from sessfs.sync.gc import Options, collect
 from sessfs.sync.gc_live import Liveness
-from sessfs.sync.gc_marks import Mark, Marks, StoredMark, group, missing_segments, read_marks
+from sessfs.sync.gc_marks import (
+    MARK_VERSION,
+    Mark,
+    Marks,
+    StoredMark,
+    decode_mark,
+    encode_mark,
+    group,
+    missing_segments,
+    read_marks,
+)
 from sessfs.sync.remote_index import Ranges, Root, read_session
 from tests.support.bucket import Writer, cid_of, read_everything
 from tests.support.faultystore import FaultyStore, error_500
@@ -440,6 +450,21 @@ def test_marks_keep_a_rescue_as_long_as_the_mark_that_condemned() -> None:
     marks = Marks([_mark("m1", 10, {1, 2}), _mark("m2", 20, set(), {2})], 1000)
     assert marks.settled({SegmentRef("a", 1), SegmentRef("a", 2)}, set(), keep_s=50) == []
     assert marks.settled({SegmentRef("a", 2)}, set(), keep_s=50) == ["m1", "m2"]
+
+
+def test_marks_of_the_first_version_are_read_and_later_ones_have_a_checksum() -> None:
+    said = Mark(MARK_VERSION, {"a": [12, 13]}, {}, [("b", 1, 2.0)])
+    first = b'{"candidates":{"a":[12,13]},"rescued":{},"retired":[["b",1,2.0]],"version":1}'
+    assert decode_mark("k", first) == said
+    body = encode_mark(said)
+    assert decode_mark("k", body) == said
+    for at in range(len(body)):
+        with pytest.raises((RemoteCorrupt, RemoteUnsuitable)):
+            decode_mark("k", body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :])
+        with pytest.raises(RemoteCorrupt):
+            decode_mark("k", body[:at])
+    with pytest.raises(RemoteCorrupt, match="no checksum"):
+        decode_mark("k", first.replace(b'"version":1', b'"version":2'))
 
 
 def test_marks_keep_the_last_word_on_a_replaced_node() -> None:
