@@ -1,9 +1,9 @@
 """Open directories: listing them in parts, and what the kernel may keep of what they list.
 
-The kernel keeps one copy of a directory's listing for all handles. Each part that a handle reads here is added where the
-copy ends, whatever changed since its beginning was read. The kernel looks for such changes only when a handle reads from
-the start, and only in a copy that has reached its end. A handle that is further on looks for its own position in the
-copy, and goes on there, though that part may be older than the moment when the handle began.
+The kernel keeps one copy of a directory's listing for all handles. Each part that a handle reads here is added where
+the copy ends, whatever changed since its beginning was read. The kernel looks for such changes only when a handle reads
+from the start, and only in a copy that has reached its end. A handle that is further on looks for its own position in
+the copy, and goes on there, though that part may be older than the moment when the handle began.
 
 So the upper bits of a position say in which *generation* it was handed out. A handle that begins after a change, while
 the copy may be half made, begins a new generation: it finds its positions only in parts that were read later.
@@ -90,8 +90,8 @@ class Directories:
         copy = self._copies.setdefault(ino, _Copy())
         unchanged = self._listings.unchanged.get(ino)
         keep = unchanged is not None and unchanged.is_settled
-        # A handle that seeks before it reads must not go on in a copy that is older than the handle. So the kernel clears
-        # it; a copy that others still fill would never be whole then, and the handle does without.
+        # A handle that seeks before it reads must not go on in a copy that is older than the handle. So the kernel
+        # clears it; a copy that others still fill would never be whole then, and the handle does without.
         is_stale = copy.is_partial and copy.n_cached > 0 and not keep
         # Sessions come and go without the kernel's doing, so it must not keep what the root lists.
         cached = ino != ROOT_INO and copy.generation < LAST_GENERATION and not is_stale
