@@ -1,11 +1,12 @@
 """Open directories: listing them in parts, and what the kernel may keep of what they list.
 
-The kernel keeps one copy of a directory's listing for all who read it. It makes it of the parts that it reads here,
-whoever reads them and whatever changes meanwhile, each where the last one ended; only who begins at the start of a copy
-that reached its end is guarded: changes since make the kernel drop it. Who is further on, and finds the position where
-he is in the copy, goes on in it, though that part of it may be older than the moment when he began. So positions say in
-their upper bits in which *generation* they were handed out, and a new one begins with whoever begins after a change
-while the copy may be half made: what he goes on in is never older than himself.
+The kernel keeps one copy of a directory's listing for all handles. Each part that a handle reads here is added where
+the copy ends, whatever changed since its beginning was read. The kernel looks for such changes only when a handle reads
+from the start, and only in a copy that has reached its end. A handle that is further on looks for its own position in
+the copy, and goes on there, though that part may be older than the moment when the handle began.
+
+So the upper bits of a position say in which *generation* it was handed out. A handle that begins after a change, while
+the copy may be half made, begins a new generation: it finds its positions only in parts that were read later.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class Directories:
         copy = self._copies.setdefault(ino, _Copy())
         unchanged = self._listings.unchanged.get(ino)
         keep = unchanged is not None and unchanged.is_settled
-        # Who seeks before he reads must not go on in a copy that is older than he is. So the kernel clears it; one that
-        # is half made would never be whole then, and he does without.
+        # A handle that seeks before it reads must not go on in a copy that is older than the handle. So the kernel
+        # clears it; a copy that others still fill would never be whole then, and the handle does without.
         is_stale = copy.is_partial and copy.n_cached > 0 and not keep
         # Sessions come and go without the kernel's doing, so it must not keep what the root lists.
         cached = ino != ROOT_INO and copy.generation < LAST_GENERATION and not is_stale
@@ -153,7 +154,7 @@ class Directories:
         return answer
 
     def _settle(self, handle: _Handle, copy: _Copy) -> None:
-        """Who reads has been opened, so the kernel has cleared its copy."""
+        """The handle reads, so its open is over, and the kernel has cleared its copy."""
         cleared, handle.cleared = handle.cleared, None
         if cleared is not None and self._listings.unchanged.get(handle.ino) is cleared:
             cleared.is_settled = True
@@ -207,7 +208,7 @@ class Directories:
 
     def _take_plus(self, ino: Ino, listing: Listing, index: int, size: int, tag: int, parts: list[bytes]) -> int:
         """The same with fuse_direntplus. Entries have no attributes where the kernel knows the inode, and so has them,
-        and where the inode is damaged: the others are listed, and who asks for that one hears of it.
+        and where the inode is damaged: the others are listed, and a look at that one says what is wrong.
         """
         inos, positions, kinds, names = listing.inos, listing.positions, listing.kinds, listing.names
         is_root, is_known = ino == ROOT_INO, self._inodes.is_known

@@ -237,7 +237,7 @@ class SessionOperations(FileOperations):
         reference to it.
         """
         if self._sessions is not None and not self._sessions.is_listed and self._dirs.ino_of(fh) == ROOT_INO:
-            # A name has its position, whenever it comes: who reads on must not have passed it.
+            # A name that comes late would be missed by handles that are past its position.
             await in_task()
             await self._sessions.load_root()
             await self._sessions.list_all()

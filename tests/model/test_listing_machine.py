@@ -123,7 +123,7 @@ def _name_between(low: Entry, high: Entry) -> bytes:
     )
 
 
-async def test_who_seeks_before_he_reads_goes_on_in_nothing_older_than_he_is(tmp_path: Path) -> None:
+async def test_a_handle_that_seeks_before_it_reads_is_shown_nothing_older_than_itself(tmp_path: Path) -> None:
     """One has read a part, in which a name comes; another one is opened there; then the first is done."""
     async with open_box(tmp_path / "state") as box:
         directory = BoxDirectory(box, Random(1))
@@ -146,7 +146,7 @@ async def test_who_seeks_before_he_reads_goes_on_in_nothing_older_than_he_is(tmp
 
 
 async def test_a_copy_that_was_begun_twice_is_not_taken_for_whole(tmp_path: Path) -> None:
-    """One reads the first part, another one the last: the start of the copy is older than who begins then."""
+    """One reads the first part, another one the last: the start of the copy is older than a handle that begins then."""
     async with open_box(tmp_path / "state") as box:
         directory = BoxDirectory(box, Random(1))
         for number in range(600):

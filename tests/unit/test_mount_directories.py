@@ -153,7 +153,7 @@ async def test_the_copy_is_kept_while_nothing_changes_and_cleared_after(tmp_path
             assert mount.open()[1] == BOTH
 
 
-async def test_who_begins_after_a_change_shares_nothing_with_a_half_made_copy(tmp_path: Path) -> None:
+async def test_a_handle_that_begins_after_a_change_shares_nothing_with_a_half_made_copy(tmp_path: Path) -> None:
     async with mounted(tmp_path, 300) as mount:
         one, two = mount.open()[0], mount.open()[0]
         begun = mount.read(one, size=1000)
