@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from sessfs.errors import LocalStoreError, StoreCorrupt
+from sessfs.errors import LocalStoreError, StoreCorrupt, StoreFull
 from sessfs.format.recipe import Recipe
 from sessfs.types import ChunkId, Ino
 from sessfs.vfs.frozen import JOB_BYTES, JOB_FILES, FrozenFile, iter_jobs
@@ -89,6 +89,8 @@ class Sealer:
         self._busy = trio.Lock()
         self._put_off_before: set[int] = set()
         """Numbers of hot files that could not be sealed when their turn came."""
+        self.pending_bytes = 0
+        """What is being sealed: it may take as much of the disk, until it is durable and the hot files are given up."""
         self.failed: str | None = None
         """Why the last seal failed, None once one succeeds again."""
 
@@ -165,9 +167,14 @@ class Sealer:
         that nobody knows of, which the next start sweeps.
         """
         replies: list[Reply] = []
+        self.pending_bytes = _hot_bytes(request)
+        if self.pending_bytes > self._room_bytes():
+            self.pending_bytes = 0
+            raise StoreFull("the disk of the state has too little room to seal what is to be sealed together")
         try:
             replies.append(await self._client.call(request, replies.append))
         finally:
+            self.pending_bytes = 0
             self._reader.refresh()
             self._references.note_unused(ChunkId(cid) for reply in replies for cid in reply.added)
         return replies[0]
@@ -345,6 +352,13 @@ class Sealer:
             await self._client.stop()
             self._reader.adopt(target)
         return damaged
+
+
+def _hot_bytes(request: Task) -> int:
+    """How many bytes are to be cut."""
+    if not isinstance(request, SealRequest):
+        return 0
+    return sum(span.end - span.start for file in request.files for span in file.spans if span.keep is None)
 
 
 def _take(candidates: Sequence[Inode], room_bytes: int) -> list[Inode]:

@@ -87,6 +87,8 @@ class Space:
         """What may still be let in, of what was free at the last look."""
         self._taken_bytes = 0
         """What was let in since."""
+        self.pending_bytes: Callable[[], int] = lambda: 0
+        """What sealing is about to take of the disk."""
         self.became_short: Callable[[], None] = lambda: None
         """Called when writers begin to be refused."""
 
@@ -132,7 +134,7 @@ class Space:
     def _disk_left(self) -> int:
         """Of the disk, what may be let in: what is not left for commits, and what sealing finds room for."""
         reserve = self.reserve_bytes
-        left = self._disk.free_bytes - reserve
+        left = self._disk.free_bytes - reserve - self.pending_bytes()
         if left < reserve:
             left += min(self.freed_bytes(), reserve // 2)
         return left
@@ -164,7 +166,7 @@ class Space:
             raise StoreFull(self._fileio.full_reason or self._reason())
         self._left_bytes -= n_bytes
         self._taken_bytes += n_bytes
-        if not self.is_short and self._left_bytes < self.ahead_bytes:
+        if not self.is_short and self._left_bytes <= self.ahead_bytes:
             self.check()
 
     def check(self) -> None:
@@ -172,7 +174,7 @@ class Space:
         _, self._left_bytes = self._look()
         self._taken_bytes = 0
         ahead = self.ahead_bytes
-        if self._left_bytes >= ahead + (ahead // 4 if self.is_short else 0):
+        if self._left_bytes > ahead + (ahead // 4 if self.is_short else 0):
             self._fileio.full_reason = None
         elif not self.is_short:
             self._fileio.full_reason = self._reason()
@@ -197,7 +199,10 @@ class Space:
         what is left for commits, which need the other half.
         """
         self._disk = self._measure("the room on the disk", self._look_at_disk, self._disk)
-        return max(self._disk.free_bytes - self.reserve_bytes // 2, 0) + self.freed_bytes()
+        free, reserve = self._disk.free_bytes, self.reserve_bytes
+        lent = max(min(free - reserve // 2, reserve // 2), 0)
+        # No more than half of what writers may have: they are refused meanwhile, if they want that.
+        return max(lent, (free - reserve) // 2) + self.freed_bytes() // 2
 
     def wants_compaction(self) -> bool:
         """Whether the disk is short, and writing the database of chunks anew would give it much back, and can be done

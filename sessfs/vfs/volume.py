@@ -140,6 +140,7 @@ class Volume:
         self.read_only_reason: str | None = None
         """Why nothing may be changed, None while it may."""
         self.space = self.fileio.room = Space(state_dir, self.fileio, self.reader, cache_bound_bytes)
+        self.space.pending_bytes = lambda: self.sealer.pending_bytes
 
     async def start(self, uid: int, gid: int) -> None:
         """Recover what the last daemon left, and start the seal process. *uid*, *gid* own a new root directory."""
