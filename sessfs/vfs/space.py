@@ -85,6 +85,8 @@ class Space:
         self._unknown: set[str] = set()
         self._left_bytes = 0
         """What may still be let in, of what was free at the last look."""
+        self._kept_bytes = 0
+        """Of that, what is kept ahead."""
         self._taken_bytes = 1
         """What was let in since. Not 0 before the first look: the first who wants room has it looked at."""
         self._lent_bytes = 0
@@ -161,12 +163,11 @@ class Space:
 
     def take(self, n_bytes: int, *, cached: bool) -> None:
         """See RoomLeft."""
-        floor = 0 if cached else self.ahead_bytes
-        if self._left_bytes - n_bytes < floor and self._taken_bytes:
+        if self._left_bytes - n_bytes < (0 if cached else self._kept_bytes) and self._taken_bytes:
             self.check()
-        if self._left_bytes - n_bytes < floor:
+        if self._left_bytes - n_bytes < (0 if cached else self._kept_bytes):
             raise StoreFull(self._fileio.full_reason or self._reason())
-        if not self.is_short and self._left_bytes - n_bytes <= self.ahead_bytes:
+        if not self.is_short and self._left_bytes - n_bytes <= self._kept_bytes:
             self.check(n_bytes)
         self._left_bytes -= n_bytes
         self._taken_bytes += n_bytes
@@ -177,7 +178,7 @@ class Space:
         """
         _, self._left_bytes = self._look()
         self._taken_bytes = 0
-        ahead = self.ahead_bytes
+        ahead = self._kept_bytes = self.ahead_bytes
         if self._left_bytes - coming_bytes > ahead + (ahead // 4 if self.is_short else 0):
             self._fileio.full_reason = None
         elif not self.is_short:
