@@ -8,12 +8,13 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from sessfs.errors import StoreFull
 from sessfs.types import ChunkId
 from sessfs.vfs.sealclient import SealBroke
 from sessfs.vfs.sealjobs import DropRequest, Reply, SealedFile, SealFile, SealRequest, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from sessfs.local.chunkstore import ChunkReader, References
     from sessfs.vfs.sealclient import SealProcessClient
@@ -27,7 +28,17 @@ SET_ASIDE_MAX = 1000
 class SealCalls:
     """The seal process's answers, taken in. The caller sees to it that one request is under way at a time."""
 
-    def __init__(self, client: SealProcessClient, reader: ChunkReader, references: References) -> None:
+    def __init__(
+        self,
+        client: SealProcessClient,
+        reader: ChunkReader,
+        references: References,
+        room_bytes: Callable[[], int],
+    ) -> None:
+        """What is sealed at once must have *room_bytes* on the disk."""
+        self._room_bytes = room_bytes
+        self.pending_bytes = 0
+        """What is being sealed, 0 for nothing."""
         self._client = client
         self._reader = reader
         self._references = references
@@ -43,6 +54,10 @@ class SealCalls:
         that nobody knows of, which the next start sweeps.
         """
         replies: list[Reply] = []
+        pending = _hot_bytes(request)
+        if pending > self._room_bytes():
+            raise StoreFull("the disk of the state has too little room to seal what is to be sealed together")
+        self.pending_bytes = pending
         try:
             replies.append(await self._client.call(request, replies.append))
             self._broken[type(request)] = 0
@@ -50,6 +65,7 @@ class SealCalls:
             self._broken[type(request)] += 1
             raise
         finally:
+            self.pending_bytes = 0
             self._reader.refresh()
             self._references.note_unused(ChunkId(cid) for reply in replies for cid in reply.added)
             self._note_set_aside(what for reply in replies for what in reply.set_aside)
@@ -100,3 +116,10 @@ class SealCalls:
             if what not in self.set_aside and len(self.set_aside) < SET_ASIDE_MAX:
                 log.error("damage in the local chunks, all else goes on (`sessfs fsck` tells which files): %s", what)
                 self.set_aside[what] = None
+
+
+def _hot_bytes(request: Task) -> int:
+    """How many bytes are to be cut."""
+    if not isinstance(request, SealRequest):
+        return 0
+    return sum(span.end - span.start for file in request.files for span in file.spans if span.keep is None)

@@ -89,12 +89,17 @@ class Sealer:
         """Numbers of hot files that could not be sealed when their turn came."""
         self.failed: str | None = None
         """Why the last seal failed, None once one succeeds again."""
-        self._calls = SealCalls(client, reader, references)
+        self._calls = SealCalls(client, reader, references, room_bytes)
 
     @property
     def set_aside(self) -> list[str]:
         """What of `chunks/` was found damaged, and left as it is, a sentence each."""
         return list(self._calls.set_aside)
+
+    @property
+    def pending_bytes(self) -> int:
+        """What is being sealed: it may take as much of the disk, until it is durable and the hot files are given up."""
+        return self._calls.pending_bytes
 
     async def run(self) -> None:
         """Seal what is idle and drop what is dead, for ever; started once, in the daemon's nursery. Neither waits for

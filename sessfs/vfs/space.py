@@ -83,10 +83,16 @@ class Space:
         """What hot files took when it was last looked, which asks the disk for each of them."""
         self._disk = _Disk(bound_bytes, bound_bytes)
         self._unknown: set[str] = set()
-        self._left_bytes = bound_bytes
+        self._left_bytes = 0
         """What may still be let in, of what was free at the last look."""
-        self._taken_bytes = 0
-        """What was let in since."""
+        self._kept_bytes = 0
+        """Of that, what is kept ahead."""
+        self._taken_bytes = 1
+        """What was let in since. Not 0 before the first look: the first who wants room has it looked at."""
+        self._lent_bytes = 0
+        """Of what is left for commits, what writers may use, since as much is free inside the database of chunks."""
+        self.pending_bytes: Callable[[], int] = lambda: 0
+        """What sealing is about to take of the disk."""
         self.became_short: Callable[[], None] = lambda: None
         """Called when writers begin to be refused."""
 
@@ -96,7 +102,8 @@ class Space:
     def ahead_bytes(self) -> int:
         """Kept for what the kernel has taken and not handed over."""
         total = min(self.bound_bytes, self._disk.total_bytes)
-        return min(AHEAD_BYTES, max(total // PART_AHEAD, AHEAD_MIN_BYTES), total // 4)
+        ahead = min(AHEAD_BYTES, max(total // PART_AHEAD, AHEAD_MIN_BYTES), total // 4)
+        return min(ahead, self._lent_bytes // 4) if self._lent_bytes else ahead
 
     @property
     def reserve_bytes(self) -> int:
@@ -132,10 +139,9 @@ class Space:
     def _disk_left(self) -> int:
         """Of the disk, what may be let in: what is not left for commits, and what sealing finds room for."""
         reserve = self.reserve_bytes
-        left = self._disk.free_bytes - reserve
-        if left < reserve:
-            left += min(self.freed_bytes(), reserve // 2)
-        return left
+        left = self._disk.free_bytes - reserve - self.pending_bytes()
+        self._lent_bytes = min(self.freed_bytes(), reserve // 2) if left < reserve else 0
+        return left + self._lent_bytes
 
     def freed_bytes(self) -> int:
         """Bytes inside the database of chunks that nothing takes, about."""
@@ -157,22 +163,23 @@ class Space:
 
     def take(self, n_bytes: int, *, cached: bool) -> None:
         """See RoomLeft."""
-        floor = 0 if cached else self.ahead_bytes
-        if self._left_bytes - n_bytes < floor and self._taken_bytes:
+        if self._left_bytes - n_bytes < (0 if cached else self._kept_bytes) and self._taken_bytes:
             self.check()
-        if self._left_bytes - n_bytes < floor:
+        if self._left_bytes - n_bytes < (0 if cached else self._kept_bytes):
             raise StoreFull(self._fileio.full_reason or self._reason())
+        if not self.is_short and self._left_bytes - n_bytes <= self._kept_bytes:
+            self.check(n_bytes)
         self._left_bytes -= n_bytes
         self._taken_bytes += n_bytes
-        if not self.is_short and self._left_bytes < self.ahead_bytes:
-            self.check()
 
-    def check(self) -> None:
-        """Look how much room there is, and set or clear the reason for refusing writers."""
+    def check(self, coming_bytes: int = 0) -> None:
+        """Look how much room there is, and set or clear the reason for refusing writers. What is about to be written is
+        not there yet.
+        """
         _, self._left_bytes = self._look()
         self._taken_bytes = 0
-        ahead = self.ahead_bytes
-        if self._left_bytes >= ahead + (ahead // 4 if self.is_short else 0):
+        ahead = self._kept_bytes = self.ahead_bytes
+        if self._left_bytes - coming_bytes > ahead + (ahead // 4 if self.is_short else 0):
             self._fileio.full_reason = None
         elif not self.is_short:
             self._fileio.full_reason = self._reason()
@@ -193,11 +200,13 @@ class Space:
     # -- sealing, and giving back
 
     def sealable_bytes(self) -> int:
-        """How much may be sealed at once: the hot files are given up when all of it is stored. That may take half of
-        what is left for commits, which need the other half.
+        """How much may be sealed at once: the hot files are given up when all of it is stored. Sealing may take more
+        of what is left for commits than writers, since that makes room; the last quarter stays.
         """
         self._disk = self._measure("the room on the disk", self._look_at_disk, self._disk)
-        return max(self._disk.free_bytes - self.reserve_bytes // 2, 0) + self.freed_bytes()
+        free, reserve = self._disk.free_bytes, self.reserve_bytes
+        # Of what writers may have no more than half: they are refused meanwhile, if they want that.
+        return max(min(free - reserve // 4, reserve // 2), (free - reserve) // 2, 0)
 
     def wants_compaction(self) -> bool:
         """Whether the disk is short, and writing the database of chunks anew would give it much back, and can be done

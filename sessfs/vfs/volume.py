@@ -140,6 +140,7 @@ class Volume:
         self.space = self.fileio.room = Space(state_dir, self.fileio, self.reader, cache_bound_bytes)
         self._sweep = Sweep(self.reader, self.references, is_owed=self.state.owes_sweep)
         self._is_recovered = self._is_closed = False
+        self.space.pending_bytes = lambda: self.sealer.pending_bytes
 
     async def start(self, uid: int, gid: int) -> None:
         """Recover what the last daemon left, and start the seal process. *uid*, *gid* own a new root directory."""
