@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from trio.abc import Instrument
 from trio.lowlevel import add_instrument, remove_instrument
 
-from sessfs.vfs.turns import allowed_at_once
+from sessfs.vfs.turns import ALLOWED
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -37,6 +37,7 @@ class LoopWatch(Instrument):
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
+        self._allowed: list[tuple[str, float]] = []
         self._thread = threading.get_ident()
         self._began_s = time.thread_time()
         self._steps = 0
@@ -46,7 +47,7 @@ class LoopWatch(Instrument):
 
     def start(self) -> None:
         """From here on."""
-        allowed_at_once.clear()
+        ALLOWED.set(self._allowed)
         add_instrument(self)
         self._looker.start()
 
@@ -66,12 +67,12 @@ class LoopWatch(Instrument):
     def turn(self, what: str) -> None:
         """The next request has its turn; *what* went on until now."""
         took_s = time.thread_time() - self._began_s
-        allowed_s = self._limit_s + sum(seconds for _, seconds in allowed_at_once)
+        allowed_s = self._limit_s + sum(seconds for _, seconds in self._allowed)
         if took_s > allowed_s:
             stacks = "\n".join(f"--- {stack}" for stack in self._seen) or "it was over before anybody looked"
             log.error("%s for %.0f ms (allowed: %.0f) in %s\n%s", MARK, took_s * 1e3, allowed_s * 1e3, what, stacks)
-        elif allowed_at_once and took_s > self._limit_s:
-            names = ", ".join(name for name, _ in allowed_at_once)
+        elif self._allowed and took_s > self._limit_s:
+            names = ", ".join(name for name, _ in self._allowed)
             log.info("at once: %s, %.0f ms (allowed: %.0f)", names, took_s * 1e3, allowed_s * 1e3)
         self._begin()
 
@@ -79,8 +80,8 @@ class LoopWatch(Instrument):
         self._steps += 1
         if self._seen:
             self._seen = []
-        if allowed_at_once:
-            allowed_at_once.clear()
+        if self._allowed:
+            self._allowed.clear()
         self._began_s = time.thread_time()
 
     def _look(self) -> None:

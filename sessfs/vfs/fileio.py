@@ -320,8 +320,7 @@ class FileIO(Contents):
     async def set_size(self, inode: Inode, size: int, *, is_timed: bool = True) -> None:
         """As `truncate`, asking nobody. Raises StoreFull."""
         if size == 0:
-            self._clear(inode, is_timed=is_timed)
-            return
+            return self._clear(inode, is_timed=is_timed)
         await self._unshare(inode)
         while missing := self._cut_cold(inode, size):
             await self._fetch(inode, missing)

@@ -12,19 +12,24 @@ SLICE_S: Final = 0.004
 ALLOWED_MAX: Final = 1000
 AT_ONCE_S: Final = 150e-6
 """What must be of one instant, as the cut of a session, takes this much CPU time for each file at most; see at_once."""
-allowed_at_once: Final[list[tuple[str, float]]] = []
-"""What has been done at once in the step that is going on, and how many seconds it may have taken: for the watch of the
-tests, which empties it.
+ALLOWED: Final = trio.lowlevel.RunVar[list[tuple[str, float]]]("allowed at once")
+"""What has been done at once in the step that is going on, and how many seconds it may have taken: set by the watch of
+the tests, which empties it.
 """
 
 
 def at_once(what: str, items: int) -> None:
     """What goes on in this step must be of one instant, and is about so many *items*, files or records: nobody else has
-    a turn for as long as it takes.
+    a turn for as long as it takes. In a trio run.
     """
-    allowed_at_once.append((what, items * AT_ONCE_S))
-    if len(allowed_at_once) > ALLOWED_MAX:
-        allowed_at_once.clear()
+    try:
+        allowed = ALLOWED.get()
+    except LookupError:
+        # Nobody watches.
+        return
+    allowed.append((what, items * AT_ONCE_S))
+    if len(allowed) > ALLOWED_MAX:
+        allowed.clear()
 
 
 class Turns:

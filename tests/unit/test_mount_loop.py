@@ -15,7 +15,7 @@ import trio
 from sessfs.mount.boundary import changing, handler, in_task
 from sessfs.mount.calls import CALLS
 from sessfs.mount.flushers import THREADS, Flush
-from sessfs.mount.fusewire import FSYNC_IN, IN_HEADER, OUT_HEADER, RW_IN
+from sessfs.mount.fusewire import FSYNC_IN, GETATTR_IN, IN_HEADER, OUT_HEADER, RW_IN
 from sessfs.mount.loop import BURST, LARGE_BYTES, LARGE_MAX, RequestLoop
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Handlers:
         return self.read_only
 
     @handler
-    async def getattr(self, inode: int) -> bytes:
+    async def getattr(self, inode: int, *, of_open: bool) -> bytes:
         if inode == 2:
             await in_task()
             await self.go.wait()
@@ -66,7 +66,7 @@ class Handlers:
         raise KeyError("nobody hears of it")
 
     @changing
-    async def write(self, fh: int, off: int, buf: memoryview, *, kills_set_id: bool, is_cached: bool) -> int:
+    async def write(self, fh: int, off: int, buf: memoryview, pid: int, *, cached: bool, kills_set_id: bool) -> int:
         if fh == 2:
             await in_task()
             await self.go.wait()
@@ -115,6 +115,8 @@ class Kernel:
         self.handlers = handlers
 
     def ask(self, opcode: int, unique: int, inode: int = 1, body: bytes = b"") -> None:
+        if opcode == GETATTR:
+            body = GETATTR_IN.pack(0, 0, 0)
         self._sock.send(IN_HEADER.pack(IN_HEADER.size + len(body), opcode, unique, inode, 0, 0, 0, 0, 0) + body)
 
     async def hear(self) -> tuple[int, int, bytes]:
