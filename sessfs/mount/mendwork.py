@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 from typing import Any, TypedDict
 
@@ -74,6 +75,9 @@ def drop(place: str, ranges: list[list[int]]) -> None:
 
 def main() -> None:
     """One job a line, as JSON; one answer a line: empty, or what went wrong."""
+    # A limit that the daemon has is about its own files.
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     for line in sys.stdin:
         answer: Any = ""
         try:

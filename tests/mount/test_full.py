@@ -7,6 +7,7 @@ or the daemon is killed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -245,3 +246,68 @@ def test_what_is_acknowledged_is_never_behind_zeros(shortage: Shortage, ends: st
         finally:
             writers.end()
             forget_failed_writes(mounted.path)
+
+
+def test_write_itself_says_that_there_is_no_room_and_changes_nothing() -> None:
+    with Mounted(options=Bound.options) as mounted:
+        (mounted.path / "s").mkdir()
+        path = mounted.path / "s" / "log"
+        flags = (os.O_RDWR | os.O_APPEND, os.O_RDWR, os.O_WRONLY)
+        write_synced(path, 10_000)
+        before = path.read_bytes()
+        files = [os.open(path, each) for each in flags]
+        shortage = Bound()
+        shortage.strike(mounted)
+        for _ in range(3):
+            assert [errno_of(os.pwrite, fd, b"x" * 100, 10_000) for fd in files] == [errno.ENOSPC] * 3
+            # Neither does looking at the file make the kernel believe in it, nor syncing or opening it.
+            assert path.stat().st_size == 10_000
+            os.fsync(files[0])
+            os.listdir(mounted.path / "s")
+            new = os.open(path, os.O_RDWR)
+            assert errno_of(os.write, new, b"y") == errno.ENOSPC
+            os.close(new)
+        assert os.pread(files[0], 20_000, 0) == before
+        assert os.lseek(files[1], 0, os.SEEK_END) == 10_000
+        assert mounted.status()["warnings"]
+        shortage.heal(mounted)
+        assert eventually(lambda: errno_of(os.pwrite, files[0], b"more", 0) == 0, 10)
+        os.fsync(files[0])
+        for fd in files:
+            os.close(fd)
+        assert path.read_bytes() == before + b"more"
+
+
+def test_what_was_to_replace_bytes_and_was_refused_is_not_shown_as_good() -> None:
+    """Of a sealed file, whose hot file the filesystem below refuses: reads of the range, and syncs, say so."""
+    with Mounted(options=("--seal-idle", "60s", "--commit-interval", "60s")) as mounted:
+        (mounted.path / "s").mkdir()
+        path = mounted.path / "s" / "f"
+        write_synced(path, MIB)
+        before = path.read_bytes()
+        mounted.seal()
+        at, new = MIB // 2, b"n" * 5000
+        fd, other = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
+        resource.prlimit(mounted.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        os.pwrite(fd, new, at)
+        assert os.pread(other, 5000, at) == new
+        assert [errno_of(os.fsync, fd) for _ in range(3)] == [errno.EFBIG] * 3
+        assert errno_of(os.fsync, other) == errno.EFBIG
+        # The kernel lets go of the page soon.
+        assert eventually(lambda: errno_of(os.pread, other, 5000, at) == errno.EFBIG, 20)
+        assert os.pread(other, at - 4096, 0) == before[: at - 4096]
+        FileSize().heal(mounted)
+        assert errno_of(os.fsync, fd) == errno.EFBIG
+        # Whole pages: for a part of one the kernel would have to read the rest.
+        again = b"again..." * 1024
+        assert os.pwrite(other, again, at) == len(again)
+        os.fsync(other)
+        os.fsync(fd)
+        expected = before[:at] + again + before[at + len(again) :]
+        assert path.read_bytes() == expected
+        os.close(fd)
+        os.close(other)
+        mounted.kill()
+        mounted.detach()
+        mounted.mount()
+        assert path.read_bytes() == expected
