@@ -61,14 +61,31 @@ class ChunkWriter:
         self._writing: tuple[Batch, Future[bool]] | None = None
         self.added: list[ChunkId] = []
         """Chunks newly stored since the caller last cleared the list."""
+        self.distrusted: set[ChunkId] = set()
+        """Chunks that are stored and known to be damaged: they count as missing, and are replaced when they come."""
+        self._replaced: list[ChunkId] = []
 
     def add(self, plaintext: Buffer) -> ChunkId:
         """Store the chunk unless it is here already; returns its id."""
         cid = chunk_id(self._key, plaintext)
         if not self.has(cid):
+            self._replace([cid])
             self._append(cid, bytes(plaintext))
             self.added.append(cid)
         return cid
+
+    def _replace(self, ids: Iterable[ChunkId]) -> None:
+        """Drop those of *ids* that are damaged: they are stored next."""
+        damaged = [cid for cid in ids if cid in self.distrusted]
+        if damaged:
+            self.drop(damaged)
+            self.distrusted.difference_update(damaged)
+            self._replaced.extend(damaged)
+
+    def take_replaced(self) -> list[ChunkId]:
+        """After a commit: the damaged chunks that were replaced since this was asked last."""
+        replaced, self._replaced = self._replaced, []
+        return replaced
 
     def _append(self, cid: ChunkId, plaintext: bytes) -> None:
         self._pending.add(cid)
@@ -93,14 +110,15 @@ class ChunkWriter:
         Those that came to be stored meanwhile stay where they are. The caller goes on while the disk is at work.
         """
         self.close_frame()
+        self._replace(cid for cid, _ in entries)
         self._store_frame(entries, payload, {cid for cid, _ in entries if self.has(cid)})
         is_writing = self._writing is not None and not self._writing[1].done()
         if self._uncommitted_bytes >= (WAITING_BYTES if is_writing else COMMIT_BYTES):
             self._begin_write()
 
     def has(self, cid: ChunkId) -> bool:
-        """True when the chunk is stored, or about to be."""
-        return cid in self._pending or find_place(self._db, cid) is not None
+        """True when the chunk is stored, or about to be, and not known to be damaged."""
+        return cid in self._pending or (cid not in self.distrusted and find_place(self._db, cid) is not None)
 
     def _store_frame(self, entries: Sequence[tuple[ChunkId, int]], payload: bytes, elsewhere: Set[ChunkId]) -> None:
         """Store the frame with all its chunks but those *elsewhere*."""

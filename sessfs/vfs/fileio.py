@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from sessfs.errors import PosixError, RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
+from sessfs.errors import PosixError, SessfsError, StoreCorrupt, StoreFull
 from sessfs.vfs.contents import Contents
 from sessfs.vfs.ranges import split
 
@@ -50,8 +50,10 @@ class ChunkSource(Protocol):
     def note_read(self, session: Ino, cid: ChunkId) -> None:
         """A file of *session* is read, and the chunk is needed for it."""
 
-    async def fetch(self, ids: Collection[ChunkId]) -> None:
-        """Bring the chunks here, so that `find` has them; raises RemoteError or StoreCorrupt when that can't be."""
+    async def fetch(self, ids: Collection[ChunkId], ahead: Collection[ChunkId] = ()) -> None:
+        """Bring the chunks here, so that `find` has *ids* until the caller waits again; raises RemoteError or
+        StoreCorrupt when that can't be. Those in *ahead* come with them if they can.
+        """
 
 
 class FileIO(Contents):
@@ -85,13 +87,7 @@ class FileIO(Contents):
             if not missing:
                 return b"".join(parts)
             ahead = self._ahead(inode, min(offset + length, inode.size))
-            try:
-                await self._chunks.fetch([*missing, *ahead])
-            except (StoreCorrupt, RemoteCorrupt):
-                if not ahead:
-                    raise
-                # It may be what was not asked for that is damaged.
-                await self._chunks.fetch(missing)
+            await self._chunks.fetch(missing, ahead)
 
     def try_read(self, inode: Inode, offset: int, length: int, parts: list[Buffer]) -> list[ChunkId]:
         """Append to *parts* what `read` returns, in pieces, if it can be had without waiting; the chunks that are

@@ -163,9 +163,13 @@ class Sealer:
                 numbers.append(inode.hot_no)
         if not files:
             return
-        reply = await self._request(SealRequest(files))
+        reply = await self._request(SealRequest(files, self._damaged()))
         for file, number in zip(reply.files, numbers, strict=True):
             self._place(file, number)
+
+    def _damaged(self) -> list[bytes]:
+        """What the seal process must not take for a copy."""
+        return [bytes(cid) for cid in self._places.damage.here]
 
     async def _request(self, request: Task) -> Reply:
         """The reply, its chunks visible here and noted. Raises LocalStoreError: then the process may have stored chunks
@@ -177,6 +181,7 @@ class Sealer:
         finally:
             self._reader.refresh()
             self._references.note_unused(ChunkId(cid) for reply in replies for cid in reply.added)
+            self._places.damage.settle_here(ChunkId(cid) for reply in replies for cid in reply.replaced)
         return replies[0]
 
     def freeze(self, inodes: Sequence[Inode]) -> list[FrozenFile]:
@@ -206,7 +211,7 @@ class Sealer:
         try:
             for job in iter_jobs(frozen):
                 async with self._busy:
-                    reply = await self._request(SealRequest([f.file for f in job]))
+                    reply = await self._request(SealRequest([f.file for f in job], self._damaged()))
                     for file, item in zip(reply.files, job, strict=True):
                         if file.recipe is None:
                             raise StoreCorrupt(f"inode {file.ino} could not be sealed for a snapshot: {file.error}")
@@ -292,7 +297,7 @@ class Sealer:
         stored once `finish_ingest` says so. Raises LocalStoreError.
         """
         async with self._busy:
-            reply = await self._request(request)
+            reply = await self._request(IngestRequest(request.ranges, self._damaged()))
             for file in reply.files:
                 self._references.pin(Recipe(file.recipe or b"").iter_chunks())
             return reply
@@ -308,9 +313,11 @@ class Sealer:
             return await self._client.call(request)
 
     async def evict(self, ids: Sequence[ChunkId]) -> None:
-        """Remove chunks that recipes name, those that still have a place once it is their turn. LocalStoreError."""
+        """Remove chunks that recipes name, those that still may be evicted once it is their turn. LocalStoreError."""
         async with self._busy:
-            await self._request(DropRequest([bytes(cid) for cid in ids if self._places.has(cid)]))
+            gone = [cid for cid in ids if self._places.may_evict(cid)]
+            await self._request(DropRequest([bytes(cid) for cid in gone]))
+            self._places.damage.settle_here(gone)
 
     async def forget_places(self, ids: Sequence[ChunkId]) -> list[ChunkId]:
         """Forget the places of chunks that are here or that nothing holds, and return the others, which only the remote
@@ -332,6 +339,7 @@ class Sealer:
                 except BaseException:
                     self._references.note_unused(dead)
                     raise
+                self._places.damage.settle_here(dead)
                 # A session that was loaded meanwhile names them again, and the remote is where they are.
                 self._places.forget(cid for cid in dead if not self._references.is_held(cid))
 

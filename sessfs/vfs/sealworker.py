@@ -38,7 +38,7 @@ from sessfs.vfs.sealjobs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sessfs.vfs.sealjobs import Span
 
@@ -58,6 +58,7 @@ class SealProcess:
     def handle(self, request: Task) -> Reply:
         """Do it, and, but for an ingest, make it durable."""
         if isinstance(request, IngestRequest):
+            self._distrust(request.damaged)
             return self._ingest.ingest(request)
         if isinstance(request, FinishRequest):
             return self._ingest.finish(discard=request.discard)
@@ -76,9 +77,17 @@ class SealProcess:
         if isinstance(request, ScrubRequest):
             return self._scrub(request.target)
         self._writer.added.clear()
+        self._distrust(request.damaged)
         files = [self._seal(file) for file in request.files]
         self._writer.commit()
-        return Reply(files=files, added=[bytes(cid) for cid in self._writer.added])
+        return Reply(
+            files=files,
+            added=[bytes(cid) for cid in self._writer.added],
+            replaced=[bytes(cid) for cid in self._writer.take_replaced()],
+        )
+
+    def _distrust(self, damaged: Sequence[bytes]) -> None:
+        self._writer.distrusted = {ChunkId(cid) for cid in damaged}
 
     def _scrub(self, target: str) -> Reply:
         """With a *target*, nothing may be written from here on until this process has ended: *target* would lack it."""
