@@ -54,7 +54,7 @@ REPOSITORY_FILE = "repository"
 class _ChunksHere(LocalChunks):
     """What is not here is in a remote that is not asked."""
 
-    async def fetch(self, ids: Collection[ChunkId]) -> None:
+    async def fetch(self, ids: Collection[ChunkId], ahead: Collection[ChunkId] = ()) -> None:
         """Raises RemoteUnavailable."""
         raise _elsewhere(len(ids))
 

@@ -19,7 +19,7 @@ from sessfs.local.memory import OWN_BLOCK_BYTES, Blocks
 from sessfs.types import CHUNK_ID_BYTES, ChunkId, FrameNo
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
 FRAMES = TableName("frames")
@@ -153,6 +153,8 @@ class ChunkReader:
         self._blocks = Blocks(FRAME_MAX_BYTES)
         self._clock = 0
         self._last_use: dict[FrameNo, int] = {}
+        self.on_damage: Callable[[ChunkId], None] = lambda cid: None
+        """Told of each chunk that is found not to match its hash, or to be in no frame."""
 
     def refresh(self) -> None:
         """See what the writer has committed since."""
@@ -168,6 +170,13 @@ class ChunkReader:
         """The chunk's bytes, a view of its frame's, or None when it is not stored here. Raises StoreCorrupt when they
         don't match its hash.
         """
+        try:
+            return self._find(cid)
+        except StoreCorrupt:
+            self.on_damage(cid)
+            raise
+
+    def _find(self, cid: ChunkId) -> memoryview | None:
         place = find_place(self._db, cid)
         if place is None:
             return None
@@ -193,6 +202,7 @@ class ChunkReader:
             return None
         record = self._db.get(FRAMES, FRAME_KEY.pack(place.frame))
         if record is None:
+            self.on_damage(cid)
             raise StoreCorrupt(f"frame {place.frame} is indexed but not stored")
         return record
 

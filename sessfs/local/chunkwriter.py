@@ -71,6 +71,9 @@ class ChunkWriter:
         """Chunks newly stored since the caller last cleared the list."""
         self.damaged: list[str] = []
         """What was set aside since the caller last cleared the list, a sentence each."""
+        self.distrusted: set[ChunkId] = set()
+        """Chunks that are stored and known to be damaged: they count as missing, and are replaced when they come."""
+        self._replaced: list[ChunkId] = []
 
     def _account(self, *, stored: int = 0, plain: int = 0) -> None:
         """Add to the totals, which damage may have made too low."""
@@ -81,9 +84,23 @@ class ChunkWriter:
         """Store the chunk unless it is here already; returns its id."""
         cid = chunk_id(self._key, plaintext)
         if not self.has(cid):
+            self._replace([cid])
             self._append(cid, bytes(plaintext))
             self.added.append(cid)
         return cid
+
+    def _replace(self, ids: Iterable[ChunkId]) -> None:
+        """Drop those of *ids* that are damaged: they are stored next."""
+        damaged = [cid for cid in ids if cid in self.distrusted]
+        if damaged:
+            self.drop(damaged)
+            self.distrusted.difference_update(damaged)
+            self._replaced.extend(damaged)
+
+    def take_replaced(self) -> list[ChunkId]:
+        """After a commit: the damaged chunks that were replaced since this was asked last."""
+        replaced, self._replaced = self._replaced, []
+        return replaced
 
     def _append(self, cid: ChunkId, plaintext: bytes) -> None:
         self._pending.add(cid)
@@ -108,13 +125,14 @@ class ChunkWriter:
         Those that came to be stored meanwhile stay where they are. The caller goes on while the disk is at work.
         """
         self.close_frame()
+        self._replace(cid for cid, _ in entries)
         self._store_frame(entries, payload, {cid for cid, _ in entries if self.has(cid)})
         if self._uncommitted_bytes >= (WAITING_BYTES if self._batches.is_writing else COMMIT_BYTES):
             self._begin_write()
 
     def has(self, cid: ChunkId) -> bool:
-        """True when the chunk is stored, or about to be."""
-        return cid in self._pending or self._place(cid) is not None
+        """True when the chunk is stored, or about to be, and not known to be damaged."""
+        return cid in self._pending or (cid not in self.distrusted and self._place(cid) is not None)
 
     def _place(self, cid: ChunkId) -> Place | None:
         """Where the chunk lies; None when it is not stored, or its record is damaged: then it is as good as gone."""

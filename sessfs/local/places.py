@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from sessfs.errors import StoreCorrupt
-from sessfs.format.manifest import split_ids
+from sessfs.format.manifest import SegmentRef, split_ids
+from sessfs.local.damage import DAMAGE, Damage
 from sessfs.local.db import Database, TableName
 from sessfs.local.snapshots import Snapshot, SnapshotTable
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Set
+    from collections.abc import Iterable, Iterator, Mapping, Set
 
 PLACES = TableName("places")
 SEGMENTS = TableName("segments")
@@ -26,7 +27,10 @@ OUTBOX = TableName("outbox")
 STARTUP = TableName("startup")
 HELD = TableName("held")
 UNVERIFIED = TableName("unverified")
-PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX, STARTUP, HELD, UNVERIFIED)
+UNSEEN = TableName("unseen")
+PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX, STARTUP, HELD, UNVERIFIED, DAMAGE, UNSEEN)
+YOUNG_TABLES = (DAMAGE, UNSEEN)
+"""Tables that a state lacks until a daemon has opened it that knows them."""
 
 PLACE_RECORD = struct.Struct("<III")
 SEGMENT_KEY = struct.Struct(">I")
@@ -34,6 +38,8 @@ SESSION_KEY = struct.Struct(">Q")
 OUTBOX_KEY = b"outbox"
 HELD_KEY = b"incarnation"
 INCARNATION = struct.Struct("<Q")
+UNSEEN_RECORD = struct.Struct("<IB")
+SEEN_KEY = b"since"
 
 
 class RemotePlace(NamedTuple):
@@ -43,6 +49,15 @@ class RemotePlace(NamedTuple):
     segment: int
     offset: int
     length: int
+
+
+class Unseen(NamedTuple):
+    """A segment that was uploaded from here and not looked at since. *size* in bytes, 0 where that is not known;
+    *confirmed*: the store has named the checksum of what it got, which was the right one.
+    """
+
+    size: int
+    confirmed: bool
 
 
 class Published(msgspec.Struct, frozen=True, array_like=True):
@@ -80,6 +95,7 @@ class Places:
     def __init__(self, meta: Database) -> None:
         self._meta = meta
         self.snapshots = SnapshotTable(meta)
+        self.damage = Damage(meta)
         self.relocations = 0
         """Grows when an erasure has moved manifests and forgets places: what was read of the remote before may name
         segments that are about to go.
@@ -90,6 +106,8 @@ class Places:
             node, number = msgspec.msgpack.decode(value, type=tuple[str, int])
             self._numbers[node, number] = SEGMENT_KEY.unpack(key)[0]
             self._segments[SEGMENT_KEY.unpack(key)[0]] = (node, number)
+        self._unseen: dict[SegmentRef, Unseen] = {}
+        self._read_unseen()
         self._unverified = {Ino(SESSION_KEY.unpack(key)[0]) for key, _ in meta.scan(UNVERIFIED)}
 
     # -- whether what is here is the latest
@@ -147,17 +165,87 @@ class Places:
         """True when the remote has the chunk."""
         return self._meta.get(PLACES, cid) is not None
 
-    def set(self, node: str, segment: int, offset: int, length: int, ids: Iterable[ChunkId]) -> None:
-        """The frame at that place holds the chunks *ids*."""
+    def is_sound(self, cid: ChunkId) -> bool:
+        """True when the remote has the chunk, and nobody has found it damaged there."""
+        record = self._meta.get(PLACES, cid)
+        return record is not None and not self.damage.is_bad(record)
+
+    def set(self, node: str, segment: int, offset: int, length: int, ids: Iterable[ChunkId]) -> bool:
+        """The frame at that place holds the chunks *ids*. Where it is known to be damaged, a chunk with another place
+        keeps that; then the answer is True.
+        """
         record = PLACE_RECORD.pack(self._number(node, segment), offset, length)
+        is_bad, kept = self.damage.is_bad(record), False
         for cid in ids:
-            self._meta.put(PLACES, cid, record)
+            if is_bad and self.is_sound(cid):
+                kept = True
+            else:
+                self._meta.put(PLACES, cid, record)
+        if is_bad:
+            self.damage.is_news = True
+        return kept
 
     def forget(self, ids: Iterable[ChunkId]) -> None:
         """The chunks have no place any more. Of chunks that are held only by way of `Sealer.forget_places`."""
         for cid in ids:
             if self.has(cid):
                 self._meta.delete(PLACES, cid)
+
+    # -- what is damaged in the remote, and what nobody has looked at
+
+    def note_bad(self, place: RemotePlace) -> None:
+        """The frame there is damaged or missing: who has its chunks uploads them again."""
+        self.damage.note_bad(self._record(place))
+
+    def settle_bad(self, place: RemotePlace) -> None:
+        """The frame there was read, and is sound."""
+        if self.damage.has_remote:
+            self.damage.settle_bad(self._record(place))
+
+    def is_bad(self, place: RemotePlace) -> bool:
+        """True when the frame there is known to be damaged or missing."""
+        return self.damage.has_remote and self.damage.is_bad(self._record(place))
+
+    def iter_bad(self) -> Iterator[ChunkId]:
+        """Chunks whose place is known to be damaged; to be used up before the next change."""
+        if self.damage.has_remote:
+            yield from (ChunkId(cid) for cid, record in self._meta.scan(PLACES) if self.damage.is_bad(record))
+
+    def _record(self, place: RemotePlace) -> bytes:
+        return PLACE_RECORD.pack(self._number(place.node, place.segment), place.offset, place.length)
+
+    def _read_unseen(self) -> None:
+        found = dict(self._meta.scan(UNSEEN))
+        if found.pop(SEEN_KEY, None) is None:
+            # A daemon that looked at nothing has uploaded what is known so far.
+            self._meta.put(UNSEEN, SEEN_KEY, b"")
+            for ref in list(self._numbers):
+                self.note_unseen(SegmentRef(*ref), Unseen(0, confirmed=False))
+        for key, value in found.items():
+            size, confirmed = UNSEEN_RECORD.unpack(value)
+            segment = self._segments.get(SEGMENT_KEY.unpack(key)[0])
+            if segment is not None:
+                self._unseen[SegmentRef(*segment)] = Unseen(size, bool(confirmed))
+
+    @property
+    def unseen(self) -> Mapping[SegmentRef, Unseen]:
+        """Segments that nobody has looked at since they were uploaded: no chunk in them may be evicted."""
+        return self._unseen
+
+    def note_unseen(self, ref: SegmentRef, unseen: Unseen) -> None:
+        """The segment was uploaded."""
+        self._unseen[ref] = unseen
+        self._meta.put(UNSEEN, SEGMENT_KEY.pack(self._number(*ref)), UNSEEN_RECORD.pack(*unseen))
+
+    def note_seen(self, ref: SegmentRef) -> None:
+        """The segment was looked at: what in it is damaged is noted."""
+        if self._unseen.pop(ref, None) is not None:
+            self._meta.delete(UNSEEN, SEGMENT_KEY.pack(self._number(*ref)))
+
+    def may_evict(self, cid: ChunkId) -> bool:
+        """True when the remote has the chunk, for all that was looked at."""
+        place = self.find(cid)
+        return place is not None and self.is_sound(cid) and SegmentRef(place.node, place.segment) not in self._unseen
 
     def _number(self, node: str, segment: int) -> int:
         index = self._numbers.get((node, segment))

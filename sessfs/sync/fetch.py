@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
-from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteMissing, StoreCorrupt
+from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteError, RemoteMissing, StoreCorrupt
 from sessfs.format.chunk import FrameCodec, verify_chunk
 from sessfs.format.segment import open_frame, segment_key
 from sessfs.local.chunkstore import decode_frame_record
@@ -65,6 +65,23 @@ class _Start:
     last_s: float
     ids: dict[ChunkId, None]
     stored: bool = False
+
+
+Problem = StoreCorrupt | RemoteCorrupt
+"""Why a frame can't be had, however often it is asked for."""
+
+
+@dataclass
+class _Flight:
+    """A frame that one task reads. What came of it is set before *over* is, and *over* is set whatever happens.
+    *is_known*: the frame is here, or *damage* says why it can't be; else *failure* says why it is not known, or is None
+    where whoever read it was cancelled.
+    """
+
+    over: trio.Event = field(default_factory=trio.Event)
+    is_known: bool = False
+    damage: Problem | None = None
+    failure: RemoteError | None = None
 
 
 @dataclass
@@ -137,9 +154,11 @@ class RemoteChunks:
         self._codec = FrameCodec()
         self._memory: OrderedDict[ChunkId, bytes] = OrderedDict()
         self._memory_bytes = 0
-        self._damaged: set[ChunkId] = set()
+        self._damaged = places.damage.here
+        self._awaited: Counter[ChunkId] = Counter()
+        """Chunks that a `fetch` under way has promised: they stay in memory."""
         self._is_storing = False
-        self._flights: dict[tuple[str, int, int], trio.Event] = {}
+        self._flights: dict[RemotePlace, _Flight] = {}
         self._reads = trio.CapacityLimiter(PARALLEL_READS)
         self._queue_send, self._queue_receive = trio.open_memory_channel[_Fetched](STORE_QUEUE)
         self._monotonic_s = monotonic_s
@@ -179,11 +198,11 @@ class RemoteChunks:
         """Have those of *ids* that can be had in the local store, in that order by and large. Raises RemoteError when
         the remote can't be asked, LocalStoreError when the local store does not take them.
         """
-        wanted = [cid for cid in ids if self._places.has(cid) and not self.is_here(cid)]
+        wanted = [cid for cid in ids if self._places.is_sound(cid) and not self.is_here(cid)]
         for first in range(0, len(wanted), PREFETCH_CHUNKS):
             await self.bring(wanted[first : first + PREFETCH_CHUNKS])
 
-    async def bring(self, ids: Collection[ChunkId]) -> dict[ChunkId, StoreCorrupt | RemoteCorrupt]:
+    async def bring(self, ids: Collection[ChunkId]) -> dict[ChunkId, Problem]:
         """Have those of *ids* that are held stored here for sure, not just in memory, however many they are. Returns
         which of them can't be had, and why; the others come all the same. Raises RemoteError when the remote can't be
         asked, LocalStoreError when the local store does not take them.
@@ -191,7 +210,7 @@ class RemoteChunks:
         Whether a chunk is still here on return is the evicter's business.
         """
         wanted: dict[RemotePlace, list[ChunkId]] = {}
-        lost: dict[ChunkId, StoreCorrupt | RemoteCorrupt] = {}
+        lost: dict[ChunkId, Problem] = {}
         for cid in ids:
             if not self._references.is_held(cid) or (self._reader.has(cid) and cid not in self._damaged):
                 continue
@@ -203,15 +222,8 @@ class RemoteChunks:
 
         async def bring(read: _Read) -> None:
             receipts: list[_Receipt] = []
-            try:
-                await self._read(read, wanted, receipts)
-            except (StoreCorrupt, RemoteCorrupt) as exc:
-                if isinstance(exc, RemoteCorrupt) and len(read.frames) > 1:
-                    for offset, length in read.frames:
-                        await bring(_Read(read.node, read.segment, offset, offset + length, [(offset, length)]))
-                    return
-                for offset, length in read.frames:
-                    lost.update((cid, exc) for cid in wanted[RemotePlace(read.node, read.segment, offset, length)])
+            for place, problem in (await self._read(read, wanted, receipts)).items():
+                lost.update((cid, problem) for cid in wanted[place])
             # Before the next read: what is on its way takes memory, and a full disk should be noticed.
             for receipt in receipts:
                 await receipt.known.wait()
@@ -223,8 +235,8 @@ class RemoteChunks:
 
     async def settle(self) -> None:
         """Return once the range reads that are under way are over, and what they brought is in the local store."""
-        for event in set(self._flights.values()):
-            await event.wait()
+        for flight in list(self._flights.values()):
+            await flight.over.wait()
         while self.is_storing:  # noqa: ASYNC110 - it may end without anything being stored
             await trio.sleep(STORE_POLL_S)
 
@@ -233,74 +245,162 @@ class RemoteChunks:
         chunk = self._memory.get(cid)
         if chunk is not None:
             return chunk
-        if cid in self._damaged:
+        if cid in self._damaged and self._places.has(cid):
             return None
         try:
             return self._reader.find(cid)
         except StoreCorrupt as exc:
+            self._places.damage.note_here(cid)
             if not self._places.has(cid):
                 raise
             log.warning("%s; fetching it from the remote", exc)
-            self._damaged.add(cid)
             return None
 
-    async def fetch(self, ids: Collection[ChunkId]) -> None:
-        """See ChunkSource: raises RemoteError when the remote can't be asked, StoreCorrupt when it has them not."""
+    async def fetch(self, ids: Collection[ChunkId], ahead: Collection[ChunkId] = ()) -> None:
+        """See ChunkSource: raises RemoteError when the remote can't be asked, RemoteCorrupt or StoreCorrupt when it has
+        one of *ids* not, or not as it was. May be cancelled at any moment.
+        """
         wanted: dict[RemotePlace, list[ChunkId]] = {}
         for cid in ids:
             place = self._places.find(cid)
             if place is None:
                 raise StoreCorrupt(f"chunk {cid.hex()} is named by a recipe, and neither here nor in the remote")
             wanted.setdefault(place, []).append(cid)
-        await for_each(over(plan_reads(wanted)), lambda read: self._read(read, wanted), PARALLEL_READS)
+        needed = set(wanted)
+        for cid in ahead:
+            place = self._places.find(cid)
+            if place is not None and (place in needed or not self._places.is_bad(place)):
+                wanted.setdefault(place, []).append(cid)
+        problems: dict[RemotePlace, Problem] = {}
 
-    async def _read(self, read: _Read, expected: _Expected, receipts: list[_Receipt] | None = None) -> None:
-        """With *receipts* the frames are stored for sure, and each adds one; else as far as there is room."""
-        if receipts is not None:
-            # Whoever reads them now may drop them.
-            while flying := [key for f in read.frames if (key := (read.node, read.segment, f[0])) in self._flights]:
-                await self._flights[flying[0]].wait()
-        wanted = [f for f in read.frames if (read.node, read.segment, f[0]) not in self._flights]
-        others = [self._flights[read.node, read.segment, f[0]] for f in read.frames if f not in wanted]
-        if wanted:
-            done = trio.Event()
-            for offset, _ in wanted:
-                self._flights[read.node, read.segment, offset] = done
-            try:
-                await self._read_frames(read, wanted, expected, receipts)
-            finally:
-                done.set()
-                for offset, _ in wanted:
-                    # A damaged manifest may have two frames at one place.
-                    self._flights.pop((read.node, read.segment, offset), None)
-        for event in others:
-            await event.wait()
+        async def read(one: _Read) -> None:
+            problems.update(await self._share(one, wanted, needed))
 
-    async def _read_frames(
-        self, read: _Read, frames: list[tuple[int, int]], expected: _Expected, receipts: list[_Receipt] | None
+        self._awaited.update(ids)
+        try:
+            await for_each(over(plan_reads(wanted)), read, PARALLEL_READS)
+        finally:
+            self._awaited.subtract(ids)
+            for cid in ids:
+                if self._awaited[cid] <= 0:
+                    del self._awaited[cid]
+        for place in sorted(needed & problems.keys()):
+            raise problems[place]
+
+    async def _share(
+        self, read: _Read, expected: _Expected, needed: Collection[RemotePlace]
+    ) -> dict[RemotePlace, Problem]:
+        """Have the frames of the read here, each read by one task; the answer says which can't be had, and why. Raises
+        RemoteError when it is not known of one in *needed*.
+
+        What another task finds out of a frame holds for all that wait for it. Where it found out nothing, one of those
+        who wait reads in its stead, for all of them; after that, why it could not holds for all, too.
+        """
+        found: dict[RemotePlace, Problem] = {}
+        left = [RemotePlace(read.node, read.segment, *frame) for frame in read.frames]
+        is_patient = True
+        while left:
+            flying = {place: self._flights[place] for place in left if place in self._flights}
+            own = [place for place in left if place not in flying]
+            if own:
+                found.update(await self._fly(own, expected, needed))
+            for flight in flying.values():
+                await flight.over.wait()
+            found.update((place, flight.damage) for place, flight in flying.items() if flight.damage is not None)
+            left = [place for place, flight in flying.items() if not flight.is_known]
+            for place in left:
+                reason = flying[place].failure
+                if reason is not None and not is_patient and place in needed:
+                    raise reason
+            is_patient = is_patient and all(flying[place].failure is None for place in left)
+            if not is_patient and not any(place in needed for place in left):
+                return found
+        return found
+
+    async def _read(self, read: _Read, expected: _Expected, receipts: list[_Receipt]) -> dict[RemotePlace, Problem]:
+        """As `_share`, all of it needed; the frames are stored for sure, and each adds a receipt."""
+        places = [RemotePlace(read.node, read.segment, *frame) for frame in read.frames]
+        # Whoever reads them now may drop them.
+        while flying := [place for place in places if place in self._flights]:
+            await self._flights[flying[0]].over.wait()
+        return await self._fly(places, expected, places, receipts)
+
+    async def _fly(
+        self,
+        places: Sequence[RemotePlace],
+        expected: _Expected,
+        needed: Collection[RemotePlace],
+        receipts: list[_Receipt] | None = None,
+    ) -> dict[RemotePlace, Problem]:
+        """Read frames of one segment that nobody is reading, in one request if they are sound. Answers and raises as
+        `_share`.
+        """
+        flights = {place: _Flight() for place in places}
+        self._flights.update(flights)
+        try:
+            await self._read_range(places, flights, expected, receipts)
+        except RemoteError as exc:
+            for flight in flights.values():
+                flight.failure = exc
+            if any(place in needed for place, flight in flights.items() if not flight.is_known):
+                raise
+        finally:
+            for place, flight in flights.items():
+                self._land(place, flight)
+        return {place: flight.damage for place, flight in flights.items() if flight.damage is not None}
+
+    def _land(self, place: RemotePlace, flight: _Flight) -> None:
+        """The flight is over, and what is known is known."""
+        if self._flights.get(place) is flight:
+            del self._flights[place]
+        flight.over.set()
+
+    async def _read_range(
+        self,
+        places: Sequence[RemotePlace],
+        flights: Mapping[RemotePlace, _Flight],
+        expected: _Expected,
+        receipts: list[_Receipt] | None,
     ) -> None:
-        start = frames[0][0]
-        end = max(offset + length for offset, length in frames)
-        key = segment_key(read.node, read.segment)
+        """Read *places*, which ascend, by one request, or singly where that is answered with damage. Raises
+        RemoteError when the remote can't be asked.
+        """
+        start = places[0].offset
+        end = max(place.offset + place.length for place in places)
+        key = segment_key(places[0].node, places[0].segment)
         try:
             async with self._reads:
                 blob = await self._store.get(key, start, end - start)
         except RemoteMissing as exc:
-            raise StoreCorrupt(f"{key} is not in the remote, but a snapshot names it: {exc}") from exc
-        damage: RemoteCorrupt | None = None
-        for offset, length in frames:
-            sealed = blob.body[offset - start : offset - start + length]
-            ids = expected.get(RemotePlace(read.node, read.segment, offset, length), ())
-            try:
-                record = open_frame(sealed, read.node, read.segment, offset, self._envelope)
-                kept = self._take_frame(record, key, ids)
-            except RemoteCorrupt as exc:
-                damage = damage or exc
+            for place in places:
+                problem = StoreCorrupt(f"{key} is not in the remote, but a snapshot names it: {exc}")
+                self._note_damage(place, flights[place], problem)
+            return
+        except RemoteCorrupt as exc:
+            if len(places) > 1:
+                for place in places:
+                    await self._read_range([place], flights, expected, receipts)
             else:
+                self._note_damage(places[0], flights[places[0]], exc)
+            return
+        for place in places:
+            sealed = blob.body[place.offset - start : place.offset - start + place.length]
+            try:
+                record = open_frame(sealed, place.node, place.segment, place.offset, self._envelope)
+                kept = self._take_frame(record, key, expected.get(place, ()))
+            except RemoteCorrupt as exc:
+                self._note_damage(place, flights[place], exc)
+            else:
+                self._places.settle_bad(place)
                 await self._hand_over(record, kept, receipts)
+                flights[place].is_known = True
+                self._land(place, flights[place])
             await trio.lowlevel.checkpoint()
-        if damage is not None:
-            raise damage
+
+    def _note_damage(self, place: RemotePlace, flight: _Flight, problem: Problem) -> None:
+        self._places.note_bad(place)
+        flight.damage, flight.is_known = problem, True
+        self._land(place, flight)
 
     async def _hand_over(self, record: bytes, kept: list[ChunkId], receipts: list[_Receipt] | None) -> None:
         if receipts is not None:
@@ -323,13 +423,15 @@ class RemoteChunks:
         kept: list[ChunkId] = []
         offset = 0
         for cid, length in entries:
-            if self._references.is_held(cid):
+            is_held = self._references.is_held(cid)
+            if is_held or cid in self._awaited:
                 try:
                     verify_chunk(self._hash_key, cid, plain[offset : offset + length])
                 except StoreCorrupt as exc:
                     raise RemoteCorrupt(f"{key}: {exc}") from exc
                 self._remember(cid, bytes(plain[offset : offset + length]))
-                kept.append(cid)
+                if is_held:
+                    kept.append(cid)
             offset += length
         return kept
 
@@ -337,9 +439,12 @@ class RemoteChunks:
         if cid not in self._memory:
             self._memory[cid] = chunk
             self._memory_bytes += len(chunk)
-        while self._memory_bytes > MEMORY_BYTES and len(self._memory) > 1:
-            _, dropped = self._memory.popitem(last=False)
-            self._memory_bytes -= len(dropped)
+        if self._memory_bytes > MEMORY_BYTES:
+            # Who waits for a chunk gets a look at it, or might have to fetch it for ever.
+            for old in [one for one in self._memory if one != cid and one not in self._awaited]:
+                self._memory_bytes -= len(self._memory.pop(old))
+                if self._memory_bytes <= MEMORY_BYTES:
+                    return
 
     async def run(self, keeper: FrameKeeper) -> None:
         """Hand fetched frames to the local store, for ever; started once, in the daemon's nursery."""
@@ -354,9 +459,10 @@ class RemoteChunks:
             ids = {cid for frame in frames for cid in frame.ids}
             self._is_storing = True
             damaged = sorted(ids & self._damaged)
-            problem: LocalStoreError | None = None
+            problem: LocalStoreError | None = LocalStoreError("the daemon ends before fetched chunks are stored")
             try:
                 await keeper.store_frames([(frame.record, frame.ids) for frame in frames], damaged)
+                problem = None
             except LocalStoreError as exc:
                 log.warning("fetched chunks could not be kept: %s", exc)
                 problem = exc
@@ -365,13 +471,13 @@ class RemoteChunks:
                 problem = LocalStoreError(f"bug in the daemon: {exc!r}; see its log")
             finally:
                 self._is_storing = False
-            for frame in frames:
-                if frame.receipt is not None:
-                    frame.receipt.problem = problem
-                    frame.receipt.known.set()
+                for frame in frames:
+                    if frame.receipt is not None:
+                        frame.receipt.problem = problem
+                        frame.receipt.known.set()
             if problem is not None:
                 continue
-            self._damaged.difference_update(damaged)
+            self._places.damage.settle_here(damaged)
             for cid in ids:
                 dropped = self._memory.pop(cid, None)
                 if dropped is not None:

@@ -6,6 +6,7 @@ repairs by itself, and the report says so.
 
 from __future__ import annotations
 
+import contextlib
 import stat
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ from sessfs.local.chunkstore import (
     decode_frame_record,
     read_totals,
 )
+from sessfs.local.damage import write_found
 from sessfs.local.db import Database, TableName
 from sessfs.local.inodes import (
     COUNTER,
@@ -52,7 +54,7 @@ from sessfs.local.inodes import (
     Inode,
     decode_inode,
 )
-from sessfs.local.places import PLACES
+from sessfs.local.places import PLACES, YOUNG_TABLES
 from sessfs.local.snapshots import MANIFESTS, SNAPSHOT_KEY, SNAPSHOTS, Snapshot
 from sessfs.local.state import CLEAN_MARK, lock_holder, read_clean_mark, read_hash_key
 from sessfs.sync.history import manifest_chunks
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Progress = Callable[[str, int], None]
+
+CHECKED_TABLES = tuple(table for table in META_TABLES if table not in YOUNG_TABLES)
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -100,7 +104,7 @@ def check_state(state_dir: Path, progress: Progress | None = None) -> Report:
         return Report(
             [], {}, ["the state was never used: its first mount did not come far; the next one begins afresh"]
         )
-    meta = Database(state_dir / "meta", META_TABLES, META_MAP_BYTES, readonly=True)
+    meta = Database(state_dir / "meta", CHECKED_TABLES, META_MAP_BYTES, readonly=True)
     try:
         chunks = Database(state_dir / "chunks", CHUNK_TABLES, CHUNKS_MAP_BYTES, readonly=True)
         try:
@@ -116,12 +120,12 @@ def _is_unused(state_dir: Path) -> bool:
     if (state_dir / CLEAN_MARK).exists() or not (state_dir / "meta" / "data.mdb").exists():
         return not (state_dir / CLEAN_MARK).exists() and not (state_dir / "chunks").exists()
     try:
-        meta = Database(state_dir / "meta", META_TABLES, META_MAP_BYTES, readonly=True)
+        meta = Database(state_dir / "meta", CHECKED_TABLES, META_MAP_BYTES, readonly=True)
     except StoreCorrupt:
         # A table is missing: they are all made before anything is put into them.
         return not (state_dir / "chunks").exists()
     try:
-        return all(table == SUPER or next(meta.scan(table), None) is None for table in META_TABLES)
+        return all(table == SUPER or next(meta.scan(table), None) is None for table in CHECKED_TABLES)
     finally:
         meta.close()
 
@@ -194,6 +198,10 @@ class _Check(_Findings):
         self._check_snapshots()
         self._check_references()
         self._check_hot_files()
+        if self._bad:
+            with contextlib.suppress(OSError):
+                # So that content which is written again is not taken for one of these.
+                write_found(self._state_dir, self._bad)
         return Report(self._problems, dict(self._counts), _notes(self._state_dir))
 
     # -- the tree

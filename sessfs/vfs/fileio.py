@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import trio
 
-from sessfs.errors import PosixError, RemoteCorrupt, SessfsError, StoreCorrupt, StoreFull
+from sessfs.errors import PosixError, SessfsError, StoreCorrupt, StoreFull
 from sessfs.vfs.contents import Contents
 from sessfs.vfs.ranges import split
 from sessfs.vfs.refusals import Refusals
@@ -52,9 +52,9 @@ class ChunkSource(Protocol):
     def note_read(self, session: Ino, cid: ChunkId) -> None:
         """A file of *session* is read, and the chunk is needed for it."""
 
-    async def fetch(self, ids: Collection[ChunkId]) -> None:
-        """Bring the chunks here, so that `find` has them; raises RemoteError or StoreCorrupt when that can't be. May be
-        cancelled at any moment.
+    async def fetch(self, ids: Collection[ChunkId], ahead: Collection[ChunkId] = ()) -> None:
+        """Bring the chunks here, so that `find` has *ids* until the caller waits again; raises RemoteError or
+        StoreCorrupt when that can't be. Those in *ahead* come with them if they can. May be cancelled at any moment.
         """
 
 
@@ -111,19 +111,13 @@ class FileIO(Contents):
             if not missing:
                 return b"".join(parts)
             ahead = self._ahead(inode, min(offset + length, inode.size))
-            try:
-                await self._bring(inode, [*missing, *ahead])
-            except (StoreCorrupt, RemoteCorrupt):
-                if not ahead:
-                    raise
-                # It may be what was not asked for that is damaged.
-                await self._bring(inode, missing)
+            await self._bring(inode, missing, ahead)
 
-    async def _bring(self, inode: Inode, ids: Collection[ChunkId]) -> None:
+    async def _bring(self, inode: Inode, ids: Collection[ChunkId], ahead: Collection[ChunkId] = ()) -> None:
         if self.patience is None:
-            await self._chunks.fetch(ids)
+            await self._chunks.fetch(ids, ahead)
         else:
-            await self.patience.persist(inode.session, lambda: self._chunks.fetch(ids))
+            await self.patience.persist(inode.session, lambda: self._chunks.fetch(ids, ahead))
 
     def try_read(self, inode: Inode, offset: int, length: int, parts: list[Buffer]) -> list[ChunkId]:
         """Append to *parts* what `read` returns, in pieces, if it can be had without waiting; the chunks that are

@@ -188,11 +188,12 @@ class IngestWork:
             self._compress()
             self._store_compressed(wait_above=-1)
         self._writer.commit()
+        replaced = self._writer.take_replaced()
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None
             self._codecs, self._buffers = queue.SimpleQueue(), queue.SimpleQueue()
-        return Reply(process=os.getpid())
+        return Reply(process=os.getpid(), replaced=[bytes(cid) for cid in replaced])
 
     # -- compare
 

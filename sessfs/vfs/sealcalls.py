@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from sessfs.local.chunkstore import ChunkReader, References
+    from sessfs.local.damage import Damage
     from sessfs.vfs.sealclient import SealProcessClient
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,11 @@ class SealCalls:
         client: SealProcessClient,
         reader: ChunkReader,
         references: References,
+        damage: Damage,
         room_bytes: Callable[[], int],
     ) -> None:
-        """What is sealed at once must have *room_bytes* on the disk."""
+        """What is sealed at once must have *room_bytes* on the disk; what *damage* knows of is never taken for a copy."""
+        self._damage = damage
         self._room_bytes = room_bytes
         self.pending_bytes = 0
         """What is being sealed, 0 for nothing."""
@@ -68,22 +71,27 @@ class SealCalls:
             self.pending_bytes = 0
             self._reader.refresh()
             self._references.note_unused(ChunkId(cid) for reply in replies for cid in reply.added)
+            self._damage.settle_here(ChunkId(cid) for reply in replies for cid in reply.replaced)
             self._note_set_aside(what for reply in replies for what in reply.set_aside)
         return replies[0]
+
+    def damaged(self) -> list[bytes]:
+        """What the seal process must not take for a copy."""
+        return [bytes(cid) for cid in self._damage.here]
 
     async def cut(self, files: list[SealFile]) -> list[SealedFile]:
         """The recipe of each. Where the process breaks twice in a row, one file may be why: then each goes alone, and
         one at which it breaks again has none. Raises LocalStoreError.
         """
         try:
-            return (await self.request(SealRequest(files))).files
+            return (await self.request(SealRequest(files, self.damaged()))).files
         except SealBroke:
             if self._broken[SealRequest] < 2:
                 raise
         sealed: list[SealedFile] = []
         for file in files:
             try:
-                sealed.extend((await self.request(SealRequest([file]))).files)
+                sealed.extend((await self.request(SealRequest([file], self.damaged()))).files)
             except SealBroke as exc:
                 if self._broken[SealRequest] > BREAKS_MAX:
                     raise

@@ -89,7 +89,7 @@ class Sealer:
         """Numbers of hot files that could not be sealed when their turn came."""
         self.failed: str | None = None
         """Why the last seal failed, None once one succeeds again."""
-        self._calls = SealCalls(client, reader, references, room_bytes)
+        self._calls = SealCalls(client, reader, references, places.damage, room_bytes)
 
     @property
     def set_aside(self) -> list[str]:
@@ -282,7 +282,7 @@ class Sealer:
         stored once `finish_ingest` says so. Raises LocalStoreError.
         """
         async with self._busy:
-            reply = await self._calls.request(request)
+            reply = await self._calls.request(IngestRequest(request.ranges, self._calls.damaged()))
             for file in reply.files:
                 self._references.pin(Recipe(file.recipe or b"").iter_chunks())
             return reply
@@ -298,9 +298,11 @@ class Sealer:
             return await self._client.call(request)
 
     async def evict(self, ids: Sequence[ChunkId]) -> None:
-        """Remove chunks that recipes name, those that still have a place once it is their turn. LocalStoreError."""
+        """Remove chunks that recipes name, those that still may be evicted once it is their turn. LocalStoreError."""
         async with self._busy:
-            await self._calls.drop([cid for cid in ids if self._places.has(cid)])
+            gone = [cid for cid in ids if self._places.may_evict(cid)]
+            await self._calls.drop(gone)
+            self._places.damage.settle_here(gone)
 
     async def forget_places(self, ids: Sequence[ChunkId]) -> list[ChunkId]:
         """Forget the places of chunks that are here or that nothing holds, and return the others, which only the remote
@@ -322,6 +324,7 @@ class Sealer:
                 except BaseException:
                     self._references.note_unused(dead)
                     raise
+                self._places.damage.settle_here(dead)
                 # A session that was loaded meanwhile names them again, and the remote is where they are.
                 self._places.forget(cid for cid in dead if not self._references.is_held(cid))
 

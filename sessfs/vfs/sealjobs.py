@@ -48,9 +48,10 @@ class SealFile(msgspec.Struct, frozen=True):
 
 
 class SealRequest(msgspec.Struct, frozen=True, tag="seal"):
-    """Seal these files, neighbours sharing frames."""
+    """Seal these files, neighbours sharing frames. Chunks in *damaged* are stored again where the files have them."""
 
     files: list[SealFile]
+    damaged: list[bytes] = []
 
 
 class DropRequest(msgspec.Struct, frozen=True, tag="drop"):
@@ -110,10 +111,12 @@ class SourceRange(msgspec.Struct, frozen=True, array_like=True):
 
 class IngestRequest(msgspec.Struct, frozen=True, tag="ingest"):
     """Cut these, and gather their chunks. They are stored for sure when a FinishRequest was answered by the same
-    process. Until then an answer says nothing but which chunks it will be.
+    process. Until then an answer says nothing but which chunks it will be. Chunks in *damaged* are stored again where
+    the ranges have them.
     """
 
     ranges: list[SourceRange]
+    damaged: list[bytes] = []
 
 
 class FinishRequest(msgspec.Struct, frozen=True, tag="finish"):
@@ -154,8 +157,9 @@ class Failure(enum.StrEnum):
 
 class Reply(msgspec.Struct, frozen=True):
     """Answer to any request: durable when it arrives. *added* are the chunks that were not there before. *damaged*
-    counts the frames that a scrub had to leave as they are. *set_aside* says what was found damaged and left out, a
-    sentence each. With an *error*, *failure* is its kind, and nothing else counts.
+    counts the frames that a scrub had to leave as they are. *replaced* are damaged chunks that are sound now.
+    *set_aside* says what was found damaged and left out, a sentence each. With an *error*, *failure* is its kind, and
+    nothing else counts.
     """
 
     files: list[SealedFile] = []
@@ -167,6 +171,7 @@ class Reply(msgspec.Struct, frozen=True):
     failure: Failure = Failure.STORE
     process: int = 0
     """Of an ingest and its finish: who has gathered the chunks."""
+    replaced: list[bytes] = []
 
 
 def iter_groups(items: Iterable[T], size_of: Callable[[T], int], max_bytes: int, max_items: int) -> Iterator[list[T]]:

@@ -47,7 +47,7 @@ from sessfs.vfs.sealjobs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import BinaryIO
 
     from sessfs.vfs.sealjobs import Span
@@ -84,6 +84,7 @@ class SealProcess:
 
     def _do(self, request: Task) -> Reply:
         if isinstance(request, IngestRequest):
+            self._distrust(request.damaged)
             return self._ingest.ingest(request)
         if isinstance(request, FinishRequest):
             return self._ingest.finish(discard=request.discard)
@@ -102,9 +103,17 @@ class SealProcess:
         if isinstance(request, ScrubRequest):
             return self._scrub(request)
         self._writer.added.clear()
+        self._distrust(request.damaged)
         files = [self._seal(file) for file in request.files]
         self._writer.commit()
-        return Reply(files=files, added=[bytes(cid) for cid in self._writer.added])
+        return Reply(
+            files=files,
+            added=[bytes(cid) for cid in self._writer.added],
+            replaced=[bytes(cid) for cid in self._writer.take_replaced()],
+        )
+
+    def _distrust(self, damaged: Sequence[bytes]) -> None:
+        self._writer.distrusted = {ChunkId(cid) for cid in damaged}
 
     def _scrub(self, request: ScrubRequest) -> Reply:
         """With a target, nothing may be written from here on until this process has ended: the target would lack it."""

@@ -13,6 +13,7 @@ from sessfs.errors import StoreCorrupt
 from sessfs.format.chunk import ZSTD_LEVEL
 from sessfs.local.changes import Changes
 from sessfs.local.chunkstore import CHUNK_TABLES, CHUNKS_MAP_BYTES, ChunkReader, References
+from sessfs.local.damage import FOUND_FILE, read_found
 from sessfs.local.db import Database
 from sessfs.local.hotfiles import HotFiles
 from sessfs.local.inodes import META_MAP_BYTES, META_TABLES, Inodes
@@ -75,7 +76,7 @@ class LocalChunks:
     def note_read(self, session: Ino, cid: ChunkId) -> None:
         """See ChunkSource: nothing is learned."""
 
-    async def fetch(self, ids: Collection[ChunkId]) -> None:
+    async def fetch(self, ids: Collection[ChunkId], ahead: Collection[ChunkId] = ()) -> None:
         """Raises StoreCorrupt: a chunk that a recipe names is missing."""
         raise StoreCorrupt(f"chunk {next(iter(ids)).hex()} is named by a recipe and stored nowhere")
 
@@ -108,6 +109,10 @@ class Volume:
         self.references = References(self.meta)
         self.reader = ChunkReader(chunks_db, self.hash_key)
         self.places = Places(self.meta)
+        self.reader.on_damage = self.places.damage.note_here
+        for cid in read_found(state_dir):
+            if self.reader.has(cid):
+                self.places.damage.note_here(cid)
         self.changes = self.inodes.changes = Changes(self.meta, clock_ns)
         chunks: ChunkSource = LocalChunks(self.reader)
         if remote is not None:
@@ -187,6 +192,8 @@ class Volume:
     async def close(self) -> None:
         """Make everything durable and give back what is dead. `run` must still be running. Raises LocalStoreError."""
         await self.commit_all()
+        # What it says is in the database.
+        (self.state.path / FOUND_FILE).unlink(missing_ok=True)
         with trio.move_on_after(CLOSE_DROP_S):
             if self._sweep.is_owed:
                 await self._sweep.finish()
