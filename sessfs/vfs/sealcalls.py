@@ -37,7 +37,7 @@ class SealCalls:
         damage: Damage,
         room_bytes: Callable[[], int],
     ) -> None:
-        """What is sealed at once must have *room_bytes* on the disk; what *damage* knows of is never taken for a copy."""
+        """What is sealed at once must have *room_bytes* on the disk; no chunk of *damage* is taken for a copy."""
         self._damage = damage
         self._room_bytes = room_bytes
         self.pending_bytes = 0
