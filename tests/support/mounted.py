@@ -32,8 +32,10 @@ _FUSECTL = Path("/sys/fs/fuse/connections")
 _COMMAND = (sys.executable, "-m", "sessfs.cli.entry")
 _START_S = 30.0
 _STOP_S = 60.0
-LOOP_MS = "20"
-"""So much CPU time the daemon's loop may give to one task, or one request, before others have their turn."""
+LOOP_MS = os.environ.get(LIMIT_VARIABLE)
+"""So much CPU time the daemon's loop may give to one task, or one request, before others have their turn, if the test run
+asks for that watch.
+"""
 HELD_LINES = 40
 
 
@@ -223,7 +225,8 @@ class Mounted:
     def _environment(self) -> dict[str, str]:
         """Return the test's own environment without settings of sessfs, and what the test gave."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("SESSFS_")}
-        return {**kept, LIMIT_VARIABLE: LOOP_MS, **self.env}
+        watch = {LIMIT_VARIABLE: LOOP_MS} if LOOP_MS else {}
+        return {**kept, **watch, **self.env}
 
     def mount(self) -> None:
         """Mount; on return the mountpoint answers, and `pid` is the daemon's. Mending a dead mount is up to the CLI."""
