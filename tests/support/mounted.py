@@ -33,8 +33,8 @@ _COMMAND = (sys.executable, "-m", "sessfs.cli.entry")
 _START_S = 30.0
 _STOP_S = 60.0
 LOOP_MS = os.environ.get(LIMIT_VARIABLE)
-"""So much CPU time the daemon's loop may give to one task, or one request, before others have their turn, if the test run
-asks for that watch.
+"""So many ms of CPU time the daemon's loop may give to one task, or one request, before others have their turn, if the
+test run asks for that watch.
 """
 HELD_LINES = 40
 
