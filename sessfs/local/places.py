@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from sessfs.errors import StoreCorrupt
-from sessfs.format.manifest import SegmentRef, split_ids
+from sessfs.format.manifest import split_ids
 from sessfs.local.damage import DAMAGE, Damage
 from sessfs.local.db import Database, TableName
 from sessfs.local.snapshots import Snapshot, SnapshotTable
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Set
+    from collections.abc import Iterable, Iterator, Set
 
 PLACES = TableName("places")
 SEGMENTS = TableName("segments")
@@ -27,9 +27,8 @@ OUTBOX = TableName("outbox")
 STARTUP = TableName("startup")
 HELD = TableName("held")
 UNVERIFIED = TableName("unverified")
-UNSEEN = TableName("unseen")
-PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX, STARTUP, HELD, UNVERIFIED, DAMAGE, UNSEEN)
-YOUNG_TABLES = (DAMAGE, UNSEEN)
+PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX, STARTUP, HELD, UNVERIFIED, DAMAGE)
+YOUNG_TABLES = (DAMAGE,)
 """Tables that a state lacks until a daemon has opened it that knows them."""
 
 PLACE_RECORD = struct.Struct("<III")
@@ -38,8 +37,6 @@ SESSION_KEY = struct.Struct(">Q")
 OUTBOX_KEY = b"outbox"
 HELD_KEY = b"incarnation"
 INCARNATION = struct.Struct("<Q")
-UNSEEN_RECORD = struct.Struct("<IB")
-SEEN_KEY = b"since"
 
 
 class RemotePlace(NamedTuple):
@@ -49,15 +46,6 @@ class RemotePlace(NamedTuple):
     segment: int
     offset: int
     length: int
-
-
-class Unseen(NamedTuple):
-    """A segment that was uploaded from here and not looked at since. *size* in bytes, 0 where that is not known;
-    *confirmed*: the store has named the checksum of what it got, which was the right one.
-    """
-
-    size: int
-    confirmed: bool
 
 
 class Published(msgspec.Struct, frozen=True, array_like=True):
@@ -106,8 +94,6 @@ class Places:
             node, number = msgspec.msgpack.decode(value, type=tuple[str, int])
             self._numbers[node, number] = SEGMENT_KEY.unpack(key)[0]
             self._segments[SEGMENT_KEY.unpack(key)[0]] = (node, number)
-        self._unseen: dict[SegmentRef, Unseen] = {}
-        self._read_unseen()
         self._unverified = {Ino(SESSION_KEY.unpack(key)[0]) for key, _ in meta.scan(UNVERIFIED)}
 
     # -- whether what is here is the latest
@@ -214,38 +200,10 @@ class Places:
     def _record(self, place: RemotePlace) -> bytes:
         return PLACE_RECORD.pack(self._number(place.node, place.segment), place.offset, place.length)
 
-    def _read_unseen(self) -> None:
-        found = dict(self._meta.scan(UNSEEN))
-        if found.pop(SEEN_KEY, None) is None:
-            # A daemon that looked at nothing has uploaded what is known so far.
-            self._meta.put(UNSEEN, SEEN_KEY, b"")
-            for ref in list(self._numbers):
-                self.note_unseen(SegmentRef(*ref), Unseen(0, confirmed=False))
-        for key, value in found.items():
-            size, confirmed = UNSEEN_RECORD.unpack(value)
-            segment = self._segments.get(SEGMENT_KEY.unpack(key)[0])
-            if segment is not None:
-                self._unseen[SegmentRef(*segment)] = Unseen(size, bool(confirmed))
-
-    @property
-    def unseen(self) -> Mapping[SegmentRef, Unseen]:
-        """Segments that nobody has looked at since they were uploaded: no chunk in them may be evicted."""
-        return self._unseen
-
-    def note_unseen(self, ref: SegmentRef, unseen: Unseen) -> None:
-        """The segment was uploaded."""
-        self._unseen[ref] = unseen
-        self._meta.put(UNSEEN, SEGMENT_KEY.pack(self._number(*ref)), UNSEEN_RECORD.pack(*unseen))
-
-    def note_seen(self, ref: SegmentRef) -> None:
-        """The segment was looked at: what in it is damaged is noted."""
-        if self._unseen.pop(ref, None) is not None:
-            self._meta.delete(UNSEEN, SEGMENT_KEY.pack(self._number(*ref)))
-
     def may_evict(self, cid: ChunkId) -> bool:
-        """True when the remote has the chunk, for all that was looked at."""
+        """True when the remote has the chunk, for all that is known."""
         place = self.find(cid)
-        return place is not None and self.is_sound(cid) and SegmentRef(place.node, place.segment) not in self._unseen
+        return place is not None and self.is_sound(cid)
 
     def _number(self, node: str, segment: int) -> int:
         index = self._numbers.get((node, segment))

@@ -9,6 +9,7 @@ import trio
 
 from sessfs.errors import Fenced, RemoteConflict
 from sessfs.format.repository import KeptSnapshot, decode_session_object
+from sessfs.format.roster import ROSTER_KEY
 from sessfs.format.segment import session_key, state_key
 from tests.support.faultystore import Fault, FaultyStore
 from tests.support.heldstore import HeldStore
@@ -123,5 +124,7 @@ async def test_release_proves_its_right_once_for_many_sessions() -> None:
     await publish(node, store, *(b"s%d" % number for number in range(200)))
     before = len(store.calls)
     await node.release()
-    assert [call.key for call in store.calls[before:]].count(state_key("a")) == 2
-    assert len(store.calls) - before == 402
+    # Before the sessions' objects, before the roster, and for the release itself.
+    assert [call.key for call in store.calls[before:]].count(state_key("a")) == 3
+    assert [call.key for call in store.calls[before:]].count(ROSTER_KEY) == 2
+    assert len(store.calls) - before == 406

@@ -173,9 +173,9 @@ async def test_fetch_for_a_truncate_while_the_inode_leaves_the_cache(
     async with open_machine(tmp_path / "b", store, name="b") as machine:
         held_up, fetching = trio.Event(), machine.chunks.fetch
 
-        async def fetch_late(ids: Collection[ChunkId]) -> None:
+        async def fetch_late(ids: Collection[ChunkId], ahead: Collection[ChunkId]) -> None:
             await held_up.wait()
-            await fetching(ids)
+            await fetching(ids, ahead)
 
         monkeypatch.setattr(machine.chunks, "fetch", fetch_late)
         async with trio.open_nursery() as nursery:
