@@ -391,7 +391,7 @@ async def test_writeback_one_damaged_session_does_not_hold_up_the_others(tmp_pat
             await machine.seal()
         hurt = machine.get(b"hurt/f")
         lost = [bytes(cid) for cid in machine.volume.inodes.load_recipe(hurt).iter_chunks()]
-        await machine.volume.sealer._request(DropRequest(lost))
+        await machine.volume.sealer._calls.request(DropRequest(lost))
         with pytest.raises(StoreCorrupt, match="hurt"):
             await machine.publish()
         assert set(machine.changes.sessions) == {machine.get(b"hurt").ino}

@@ -326,7 +326,7 @@ async def test_one_chunk_at_which_the_seal_process_breaks_is_set_aside_and_all_o
         _break(monkeypatch, "breaks-at-chunk", bad.hex())
         await _restart(box)
         if evicts:
-            monkeypatch.setattr(box.volume.places, "has", lambda cid: True)
+            monkeypatch.setattr(box.volume.places, "may_evict", lambda cid: True)
             act = partial(box.volume.sealer.evict, ids)
         else:
             box.unlink(b"s/f")
