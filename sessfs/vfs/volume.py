@@ -192,8 +192,9 @@ class Volume:
     async def close(self) -> None:
         """Make everything durable and give back what is dead. `run` must still be running. Raises LocalStoreError."""
         await self.commit_all()
-        # What it says is in the database.
-        (self.state.path / FOUND_FILE).unlink(missing_ok=True)
+        # What it says is in the database. Where it can't be removed, the next start takes it over again.
+        with contextlib.suppress(OSError):
+            (self.state.path / FOUND_FILE).unlink(missing_ok=True)
         with trio.move_on_after(CLOSE_DROP_S):
             if self._sweep.is_owed:
                 await self._sweep.finish()
