@@ -90,7 +90,7 @@ def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float
     if lost:
         raise LocalStoreError(
             f"{place} is unmounted, but writes to it had failed before ({lost}) and are lost; {state_dir}/sessfs.log "
-            "names the files"
+            "names the files of those that the daemon refused"
         )
     trouble = f"the state directory {home.trouble} while it was mounted" if home.trouble else ""
     return Unmounted(str(place), str(state_dir), was_dead=False, trouble=trouble, unsent=read_unsent(state_dir))
