@@ -101,7 +101,7 @@ class MountedStore(Store):
         """See Store. The daemon reads *source* itself, so it must see there what this process does. The `data_path` of
         the report begins with the mountpoint.
         """
-        places.require_outside("the source", source)
+        places.require_outside("the source", source, mend="import from outside of it")
         path = Path(os.path.realpath(source))
         try:
             found = path.stat()

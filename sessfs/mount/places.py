@@ -24,16 +24,17 @@ ANSWER_S = 10.0
 """How long a path may take to be looked at: a mount on the way to it may hang."""
 
 
-def require_outside(what: str, path: str | os.PathLike[str], planned: Path | None = None) -> None:
-    """Raise UsageError, naming both, if *path* lies in a sessfs mount, or in *planned*, the mountpoint of one to be.
-    Neither *path* nor *planned* needs to exist.
+def require_outside(
+    what: str, path: str | os.PathLike[str], planned: Path | None = None, mend: str = "choose a place outside of it"
+) -> None:
+    """Raise UsageError, naming both and how to *mend* it, if *path* lies in a sessfs mount, or in *planned*, the
+    mountpoint of one to be. Neither *path* nor *planned* needs to exist.
     """
     mountpoint = mountpoint_around(Path(path), planned)
     if mountpoint is not None:
         kind = "mountpoint" if mountpoint == planned else "sessfs mount"
         raise UsageError(
-            f"{what} {os.fspath(path)} lies in the {kind} {mountpoint}, and a mount that waits for itself hangs: "
-            "choose a place outside of it"
+            f"{what} {os.fspath(path)} lies in the {kind} {mountpoint}, and a mount that waits for itself hangs: {mend}"
         )
 
 

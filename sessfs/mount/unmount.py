@@ -70,9 +70,11 @@ def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float
         except OSError as exc:
             # The kernel has given those pages up already: staying mounted would not bring them back.
             lost = str(exc.strerror)
-        if (state_dir / control.SOCKET_NAME).exists():
-            syscalls.within(_left(deadline), lambda: commit(state_dir, _left(deadline)), "the durable commit")
-        # Else nobody can ask for it. The daemon does that by itself once it is unmounted.
+        syscalls.within(_left(deadline), lambda: commit(state_dir, _left(deadline)), "the durable commit")
+    except NotMounted:
+        if not _is_missing(state_dir / control.SOCKET_NAME):
+            raise
+        # Nobody can ask for the commit. The daemon makes it by itself once it is unmounted.
     except TimeoutError as exc:
         raise MountBusy(f"{place} is still mounted: {exc}; it goes on, so run `sessfs umount` again") from exc
     except PermissionError as exc:
@@ -88,10 +90,20 @@ def unmount(mountpoint: Path, *, timeout_s: float, commit: Callable[[Path, float
     if lost:
         raise LocalStoreError(
             f"{place} is unmounted, but writes to it had failed before ({lost}) and are lost; {state_dir}/sessfs.log "
-            "names the files"
+            "names the files of those that the daemon refused"
         )
     trouble = f"the state directory {home.trouble} while it was mounted" if home.trouble else ""
     return Unmounted(str(place), str(state_dir), was_dead=False, trouble=trouble, unsent=read_unsent(state_dir))
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _left(deadline: float) -> float:

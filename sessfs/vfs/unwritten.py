@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from sessfs.vfs.replacing import Replacing
 
 
+LOOKS = 5
+LOOK_S = 0.001
+
+
 class Unwritten:
     """What the kernel holds of files that stand in for others."""
 
@@ -28,6 +32,11 @@ class Unwritten:
         """
         if self.write_back is None:
             return
+        for _ in range(LOOKS):
+            # Most are closed right after, which brings all of it.
+            if not self._replacing.has_unwritten:
+                break
+            await trio.sleep(LOOK_S)
         while self._replacing.has_unwritten or self._bringing.locked():
             async with self._bringing:
                 unwritten = self._replacing.take_unwritten()

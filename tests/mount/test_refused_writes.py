@@ -65,7 +65,7 @@ def test_write_beyond_the_largest_file_is_told_and_logged_and_leaves_the_size(wa
         assert read_file(path)[:7] == b"Content" if size < 1 << 20 else size <= LARGEST
         done = mounted.sessfs("umount", str(mounted.path), check=False)
         assert done.returncode == LOCAL_STORE
-        assert f"{mounted.state}/sessfs.log names the files" in done.stderr
+        assert f"{mounted.state}/sessfs.log names the files of those that the daemon refused" in done.stderr
         lines = [line for line in _log(mounted).splitlines() if "user1/Default/f: a write that was taken" in line]
         assert len(lines) == 1
         assert "a file has 16 TiB at most" in lines[0]
