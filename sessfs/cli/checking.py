@@ -19,11 +19,9 @@ from sessfs.sync import fsck as checker
 Json = options.Json
 State = Annotated[
     Path | None,
-    typer.Option("--state", metavar="DIR", help="The state directory, which must not be mounted; it is only read."),
+    typer.Option("--state", metavar="DIR", help="The state directory, which must not be mounted."),
 ]
-Remote = Annotated[
-    str | None, typer.Option(metavar="URL", help="Check this remote instead; it may be mounted, and is only read.")
-]
+Remote = Annotated[str | None, typer.Option(metavar="URL", help="Check this remote instead; it may be mounted.")]
 ReadData = Annotated[
     float | None,
     typer.Option(
@@ -57,8 +55,8 @@ def fsck(
 ) -> None:
     """Check a state directory or a remote, everything against everything. Exit 0 only if it is clean, 21 or 35 if not.
 
-    Names each damaged file with its session. Changes nothing, unless --repair is given: what a crash left unfinished,
-    the next mount mends.
+    Names each damaged file with its session. Changes nothing, unless --repair is given, but leaves a note of damaged
+    data for mounts, which mend what they can. What a crash left unfinished, the next mount mends.
     """
     if (state is None) == (remote is None):
         raise UsageError("check what? Give either --state DIR or --remote URL")

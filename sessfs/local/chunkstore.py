@@ -7,16 +7,18 @@ names it, and dropped only after the batch that removed its last reference is du
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from sessfs.errors import StoreCorrupt
 from sessfs.format.chunk import FRAME_MAX_BYTES, FrameCodec, chunk_id, verify_chunk
+from sessfs.format.recipe import Recipe
 from sessfs.local.db import Database, TableName
-from sessfs.local.inodes import KEPT_REFS, REFS
+from sessfs.local.inodes import INO, KEPT_REFS, RECIPES, REFS
 from sessfs.local.memory import OWN_BLOCK_BYTES, Blocks
-from sessfs.types import CHUNK_ID_BYTES, ChunkId, FrameNo
+from sessfs.types import CHUNK_ID_BYTES, ChunkId, FrameNo, Ino
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -320,6 +322,11 @@ class References:
     def _count(self, table: TableName, cid: ChunkId) -> int:
         value = self._meta.get(table, cid)
         return REF_COUNT.unpack(value)[0] if value else 0
+
+    def recipes_after(self, ino: Ino, limit: int) -> list[tuple[Ino, Recipe]]:
+        """What refers: the first *limit* recipes of files with greater inode numbers than *ino*, in order."""
+        found = itertools.islice(self._meta.scan(RECIPES, after=INO.pack(ino)), limit)
+        return [(Ino(INO.unpack(key)[0]), Recipe(record)) for key, record in found]
 
     def add(self, ids: Iterable[ChunkId]) -> None:
         """One more reference for each of *ids* (repeats count)."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 DAMAGE = TableName("damage")
 HERE = b"h"
 REMOTE = b"r"
+TAKEN = b"n"
 FOUND_FILE = "damaged"
 """In the state directory: ids, one in a line, of chunks that a check of the unmounted state found damaged."""
 
@@ -71,6 +72,14 @@ class Damage:
         if place in self._remote:
             self._remote.discard(place)
             self._meta.delete(DAMAGE, REMOTE + place)
+
+    def is_taken(self, note: str) -> bool:
+        """True when what that note in the remote says is noted here."""
+        return self._meta.get(DAMAGE, TAKEN + note.encode()) is not None
+
+    def note_taken(self, note: str) -> None:
+        """What the note says is noted here."""
+        self._meta.put(DAMAGE, TAKEN + note.encode(), b"")
 
 
 def read_found(state_dir: Path) -> list[ChunkId]:

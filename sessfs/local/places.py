@@ -5,20 +5,21 @@ Tables of `meta/`, so they change in the same batches as everything else. Record
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from sessfs.errors import StoreCorrupt
-from sessfs.format.manifest import split_ids
+from sessfs.format.manifest import SegmentRef, split_ids
 from sessfs.local.damage import DAMAGE, Damage
 from sessfs.local.db import Database, TableName
 from sessfs.local.snapshots import Snapshot, SnapshotTable
 from sessfs.types import ROOT_INO, ChunkId, Ino
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Set
+    from collections.abc import Iterable, Iterator, Mapping, Set
 
 PLACES = TableName("places")
 SEGMENTS = TableName("segments")
@@ -27,8 +28,9 @@ OUTBOX = TableName("outbox")
 STARTUP = TableName("startup")
 HELD = TableName("held")
 UNVERIFIED = TableName("unverified")
-PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX, STARTUP, HELD, UNVERIFIED, DAMAGE)
-YOUNG_TABLES = (DAMAGE,)
+UNSEEN = TableName("unseen")
+PLACE_TABLES = (PLACES, SEGMENTS, PUBLISHED, OUTBOX, STARTUP, HELD, UNVERIFIED, DAMAGE, UNSEEN)
+YOUNG_TABLES = (DAMAGE, UNSEEN)
 """Tables that a state lacks until a daemon has opened it that knows them."""
 
 PLACE_RECORD = struct.Struct("<III")
@@ -37,6 +39,8 @@ SESSION_KEY = struct.Struct(">Q")
 OUTBOX_KEY = b"outbox"
 HELD_KEY = b"incarnation"
 INCARNATION = struct.Struct("<Q")
+UNSEEN_RECORD = struct.Struct("<II")
+SEEN_KEY = b"since"
 
 
 class RemotePlace(NamedTuple):
@@ -46,6 +50,15 @@ class RemotePlace(NamedTuple):
     segment: int
     offset: int
     length: int
+
+
+class Unseen(NamedTuple):
+    """A segment that was uploaded from here and not looked at since. *size* in bytes, 0 where that is not known;
+    *confirmed*: the store has named the checksum of what it got, which was the right one.
+    """
+
+    size: int
+    confirmed: bool
 
 
 class Published(msgspec.Struct, frozen=True, array_like=True):
@@ -94,6 +107,8 @@ class Places:
             node, number = msgspec.msgpack.decode(value, type=tuple[str, int])
             self._numbers[node, number] = SEGMENT_KEY.unpack(key)[0]
             self._segments[SEGMENT_KEY.unpack(key)[0]] = (node, number)
+        self._unseen: dict[SegmentRef, Unseen] = {}
+        self._read_unseen()
         self._unverified = {Ino(SESSION_KEY.unpack(key)[0]) for key, _ in meta.scan(UNVERIFIED)}
 
     # -- whether what is here is the latest
@@ -147,6 +162,15 @@ class Places:
             index, offset, length = PLACE_RECORD.unpack(value)
             yield ChunkId(cid), RemotePlace(*self._segments[index], offset, length)
 
+    def chunks_after(self, cid: ChunkId | None, limit: int) -> list[tuple[ChunkId, RemotePlace]]:
+        """The first *limit* chunks with a place whose ids are greater than *cid*, and the places, in order."""
+        found = itertools.islice(self._meta.scan(PLACES, after=cid), limit)
+        chunks = []
+        for key, value in found:
+            index, offset, length = PLACE_RECORD.unpack(value)
+            chunks.append((ChunkId(key), RemotePlace(*self._segments[index], offset, length)))
+        return chunks
+
     def has(self, cid: ChunkId) -> bool:
         """True when the remote has the chunk."""
         return self._meta.get(PLACES, cid) is not None
@@ -170,6 +194,13 @@ class Places:
         if is_bad:
             self.damage.is_news = True
         return kept
+
+    def take(self, places: Mapping[ChunkId, tuple[SegmentRef, int, int]]) -> bool:
+        """What a manifest says: segment, offset and length of each chunk's frame. It holds over a place that is known,
+        which may be in a segment that was collected meanwhile. The answer is as that of `set`.
+        """
+        kept = [self.set(*ref, offset, length, [cid]) for cid, (ref, offset, length) in places.items()]
+        return any(kept)
 
     def forget(self, ids: Iterable[ChunkId]) -> None:
         """The chunks have no place any more. Of chunks that are held only by way of `Sealer.forget_places`."""
@@ -200,10 +231,38 @@ class Places:
     def _record(self, place: RemotePlace) -> bytes:
         return PLACE_RECORD.pack(self._number(place.node, place.segment), place.offset, place.length)
 
+    def _read_unseen(self) -> None:
+        found = dict(self._meta.scan(UNSEEN))
+        if found.pop(SEEN_KEY, None) is None:
+            # A daemon that looked at nothing has uploaded what is known so far.
+            self._meta.put(UNSEEN, SEEN_KEY, b"")
+            for ref in list(self._numbers):
+                self.note_unseen(SegmentRef(*ref), Unseen(0, confirmed=False))
+        for key, value in found.items():
+            size, confirmed = UNSEEN_RECORD.unpack(value)
+            segment = self._segments.get(SEGMENT_KEY.unpack(key)[0])
+            if segment is not None:
+                self._unseen[SegmentRef(*segment)] = Unseen(size, bool(confirmed))
+
+    @property
+    def unseen(self) -> Mapping[SegmentRef, Unseen]:
+        """Segments that nobody has looked at since they were uploaded: no chunk in them may be evicted."""
+        return self._unseen
+
+    def note_unseen(self, ref: SegmentRef, unseen: Unseen) -> None:
+        """The segment was uploaded."""
+        self._unseen[ref] = unseen
+        self._meta.put(UNSEEN, SEGMENT_KEY.pack(self._number(*ref)), UNSEEN_RECORD.pack(*unseen))
+
+    def note_seen(self, ref: SegmentRef) -> None:
+        """The segment was looked at: what in it is damaged is noted."""
+        if self._unseen.pop(ref, None) is not None:
+            self._meta.delete(UNSEEN, SEGMENT_KEY.pack(self._number(*ref)))
+
     def may_evict(self, cid: ChunkId) -> bool:
-        """True when the remote has the chunk, for all that is known."""
+        """True when the remote has the chunk, for all that was looked at."""
         place = self.find(cid)
-        return place is not None and self.is_sound(cid)
+        return place is not None and self.is_sound(cid) and SegmentRef(place.node, place.segment) not in self._unseen
 
     def _number(self, node: str, segment: int) -> int:
         index = self._numbers.get((node, segment))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
 import stat
 import time
 from functools import partial
@@ -20,6 +21,7 @@ from sessfs.errors import RemoteDenied, RemoteError, RemoteUnavailable
 from sessfs.mount.collecting import Collector
 from sessfs.mount.node_gate import NodeGate, keep_opening, open_gate
 from sessfs.mount.repository import ANSWER_DEADLINE_S, START_DEADLINE_S, Repository
+from sessfs.mount.surely import SurePublisher
 from sessfs.mount.syncs import Syncs
 from sessfs.remote.patience import Patience
 from sessfs.remote.roster import lost_session, show
@@ -27,6 +29,7 @@ from sessfs.sessions.prefetching import Prefetcher
 from sessfs.sync.evict import evict_when_full
 from sessfs.sync.history import History
 from sessfs.sync.keeping import Policy
+from sessfs.sync.looking import Looker
 from sessfs.sync.opening import note_unpublished, take_in
 from sessfs.sync.restore import SessionDirectory, load_manifest
 from sessfs.sync.writeback import Writeback
@@ -135,8 +138,8 @@ class RemoteSide:
             done=self._note_done,
             named=self._save_kept,
         )
-        publish = self.writeback.publish
-        self.syncs = Syncs(publish, self._bytes_up, self._risk_in_all, self._dirty_names, self._trouble)
+        self.surely = self._make_surely()
+        self.syncs = Syncs(self.surely.publish, self._bytes_up, self._risk_in_all, self._dirty_names, self._trouble)
         self.prefetcher = Prefetcher(volume.inodes, volume.places, chunks, monotonic_s=time.monotonic)
         self.collector = Collector(
             repository, gate, volume, chunks, self.sessions, publishing=self.writeback.busy, grace_s=settings.grace_s
@@ -156,6 +159,13 @@ class RemoteSide:
     async def _load_manifest(self, ref: ManifestRef) -> Manifest:
         store = self._repository.remote.within(ANSWER_DEADLINE_S)
         return await load_manifest(store, self._repository.envelope, ref)
+
+    def _make_surely(self) -> SurePublisher:
+        opened, writeback = self._repository, self.writeback
+        store = opened.remote.within(ANSWER_DEADLINE_S)
+        note_all, choose = writeback.mender.note_all, random.Random()
+        looker = Looker(store, opened.envelope, opened.hash_key, self._volume.places, note_all, choose)
+        return SurePublisher(looker, writeback.publish, self._gate.checkpoint, opened.remote.url)
 
     def _note_done(self, published: Sequence[Ino], removed: Sequence[Ino]) -> None:
         for session in published:
@@ -222,7 +232,8 @@ class RemoteSide:
     async def _evict(self) -> None:
         volume = self._volume
         space = volume.space
-        await evict_when_full(volume.reader, volume.places, volume.sealer, space.used_bytes, space.bound_bytes)
+        look = self.surely.looker.look_before_eviction
+        await evict_when_full(volume.reader, volume.places, volume.sealer, space.used_bytes, space.bound_bytes, look)
 
     async def _run_node(self, nursery: trio.Nursery) -> None:
         await keep_going(self._open)
@@ -242,6 +253,7 @@ class RemoteSide:
         await keep_going(self._distrust_missing)
         self._may_publish.set()
         nursery.start_soon(keep_going, self.writeback.run)
+        nursery.start_soon(keep_going, self.surely.run)
         nursery.start_soon(keep_going, self.collector.run)
 
     async def _wait_ready(self) -> None:
@@ -287,7 +299,7 @@ class RemoteSide:
             problem = f"node {node.fenced} took the remote over"
         else:
             with trio.move_on_after(timeout_s) as scope:
-                problem = await failure_of(self.writeback.publish) or await failure_of(node.release)
+                problem = await failure_of(self.surely.publish) or await failure_of(node.release)
             if scope.cancelled_caught:
                 problem = f"the remote took longer than {timeout_s:.0f} s"
         if problem:
@@ -354,7 +366,7 @@ class RemoteSide:
                 f"changes of {status['at_risk_seconds']:.0f} s ago are on this machine only "
                 f"({status['at_risk_bytes']} bytes); the remote: {self._trouble()}"
             )
-        elif self._gate.node is None or self.writeback.failed:
+        elif self._gate.node is None or self.writeback.failed or self.surely.problem:
             found.append(f"the remote: {self._trouble()}")
         found += warn_of_waiting(self._volume.inodes, self.patience, self._repository.remote.health())
         for name in sorted(self._gate.node.lost)[:LOST_SHOWN] if self._gate.node is not None else ():
@@ -366,4 +378,4 @@ class RemoteSide:
     def _trouble(self) -> str:
         if self._gate.node is None:
             return self._gate.problem
-        return self.writeback.failed or str(self._repository.remote.health())
+        return self.writeback.failed or self.surely.problem or str(self._repository.remote.health())

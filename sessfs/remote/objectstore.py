@@ -73,6 +73,8 @@ class Capabilities:
     """put_if really is compare-and-swap; False where the endpoint refuses or, worse, ignores the condition."""
     delete_batch: bool | None
     """One request deletes many keys."""
+    md5_etags: bool | None = None
+    """The etag of what is put is the MD5 of its bytes, as far as small objects show."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ T = TypeVar("T")
 _ASK_AGAIN = CREDENTIALS_EXPIRED | CREDENTIALS_ROTATED
 SKEW_S = 60.0  # stores allow 15 minutes; what is less than this needs no correction
 EXPECT_BYTES = 1 << 20  # smaller bodies are sent without first waiting for "100 Continue", a round trip
+SMALL_BYTES = 16 << 10  # from bodies up to this is learned what the store's etags are: its MD5 takes 30 us
 WHOLE_READ_BYTES = 1 << 20  # booked against the memory bound for a read whose length is not known before
 
 # By the host of the endpoint: the name for people, and where the region stands in the host, if it does.
@@ -248,6 +249,7 @@ class S3Store(ObjectStore):
         self._downloads = ByteBudget(settings.download_bytes)
         self._meter = Meter()
         self._delete_batch: bool | None = None
+        self._md5_etags: bool | None = None
 
     async def get(self, key: str, start: int | None = None, length: int | None = None) -> Blob:
         """As ObjectStore, by one GetObject."""
@@ -316,6 +318,7 @@ class S3Store(ObjectStore):
             checksum="sha256",
             conditional_writes=None,
             delete_batch=self._delete_batch,
+            md5_etags=self._md5_etags,
         )
 
     def statistics(self) -> StoreStatistics:
@@ -356,7 +359,10 @@ class S3Store(ObjectStore):
         admission = Admission(self._threads, self._uploads, len(body))
         answer = await self._call(kind, key, lambda client: client.put_object(**arguments), admission)
         self._meter.sent(len(body))
-        return self._etag(answer, kind, key)
+        etag = self._etag(answer, kind, key)
+        if len(body) <= SMALL_BYTES:
+            self._md5_etags = etag.lower() == hashlib.md5(body, usedforsecurity=False).hexdigest()
+        return etag
 
     async def _list_some(self, prefix: str, cursor: _Cursor, limit: int, found: list[Entry]) -> _Cursor | None:
         """Append one answer's entries to *found*, which may be none though more follow; returns where to go on, None at

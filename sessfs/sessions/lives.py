@@ -193,8 +193,7 @@ class Lives:
             raise
         self._inodes.account(inode.ino, 0, 0, now_ns)
         self._volume.namespace.stamp(self._inodes.get(ROOT_INO), now_ns)
-        for cid, (segment, offset, length) in chunk_places(manifest).items():
-            self._volume.places.set(segment.node, segment.number, offset, length, [cid])
+        self._volume.places.take(chunk_places(manifest))
         self._volume.places.set_startup(inode.ino, manifest.startup)
         return inode.ino
 

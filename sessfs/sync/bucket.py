@@ -25,12 +25,12 @@ from sessfs.remote.parallel import for_each, over
 from sessfs.remote.recovery import lost_state, refuse_lost_holder
 from sessfs.remote.roster import lost_session, read_roster
 from sessfs.remote.sessionobjects import read_object
-from sessfs.sync.fetch import plan_reads
+from sessfs.sync.flights import plan_reads
 from sessfs.sync.remote_index import open_existing, read_holder
 from sessfs.sync.restore import load_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import Manifest, ManifestRef
@@ -209,27 +209,30 @@ class BucketChunks:
                     record = open_frame(sealed, node, segment, offset, self._envelope)
                 except RemoteCorrupt as exc:
                     raise RemoteCorrupt(f"session {self._session}: {exc}") from exc
-                found.update(self._take(record, key, wanted[RemotePlace(node, segment, offset, length)]))
+                found.update(self._take(record, RemotePlace(node, segment, offset, length), wanted))
                 await trio.lowlevel.checkpoint()
 
         await for_each(over(plan_reads(wanted)), lambda one: read(*one), PARALLEL_READS)
         return {cid: found[cid] for cid in ids}
 
-    def _take(self, record: bytes, key: str, wanted: Collection[ChunkId]) -> dict[ChunkId, bytes]:
+    def _take(
+        self, record: bytes, place: RemotePlace, wanted: Mapping[RemotePlace, Collection[ChunkId]]
+    ) -> dict[ChunkId, bytes]:
         found: dict[ChunkId, bytes] = {}
+        key = segment_key(place.node, place.segment)
         try:
             entries, payload = decode_frame_record(record)
             plain, offset = memoryview(self._codec.decode(payload)), 0
             for cid, length in entries:
-                # Also what was not asked for, if the session has it: it is mostly what is asked for next.
-                if cid in self._places:
+                # Also what was not asked for, if the session has it from here: it is mostly what is asked for next.
+                if self._places.get(cid) == place:
                     verify_chunk(self._hash_key, cid, plain[offset : offset + length])
                     self._remember(cid, bytes(plain[offset : offset + length]))
                     found[cid] = self._memory[cid]
                 offset += length
         except StoreCorrupt as exc:
             raise RemoteCorrupt(f"session {self._session}, {key}: {exc}") from exc
-        for cid in set(wanted).difference(found):
+        for cid in set(wanted[place]).difference(found):
             raise RemoteCorrupt(f"session {self._session}: chunk {cid.hex()} is not in its frame in {key}")
         return found
 

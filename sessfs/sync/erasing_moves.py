@@ -13,6 +13,7 @@ from sessfs.format.segment import segment_key
 from sessfs.local.chunkstore import decode_frame_record, encode_frame_record
 from sessfs.remote.parallel import for_each, over
 from sessfs.sync import remote_index
+from sessfs.sync.confirming import ConfirmedPuts
 from sessfs.sync.erasing_evidence import frame_entries
 from sessfs.sync.upload import Numbering, Upload
 
@@ -95,7 +96,8 @@ class Mover:
         self._hash_key = hash_key
         self._now_ns = now_ns
         self._codec = FrameCodec()
-        self._upload = Upload(store, envelope, publisher)
+        # What they are copied from is deleted.
+        self._upload = Upload(ConfirmedPuts(store, read_back_every=1), envelope, publisher)
         self.moved: dict[ManifestRef, ManifestRef] = {}
         self.moved_bytes = 0
 

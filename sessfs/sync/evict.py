@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from sessfs.errors import LocalStoreError
+from sessfs.errors import LocalStoreError, RemoteError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from sessfs.local.chunkstore import ChunkReader
     from sessfs.local.places import Places
@@ -36,9 +36,10 @@ async def evict_when_full(
     evicter: ChunkEvicter,
     used_bytes: Callable[[], int],
     bound_bytes: int,
+    look: Callable[[Collection[ChunkId]], Awaitable[None]],
 ) -> None:
     """Keep the cache below its bound, for ever, as far as what is in it was uploaded; started once, in the daemon's
-    nursery.
+    nursery. *look* is awaited with chunks that are to be evicted, and sees to it that the remote has them.
     """
     while True:
         await trio.sleep(TICK_S)
@@ -46,7 +47,7 @@ async def evict_when_full(
         if used < bound_bytes * START_SHARE:
             continue
         try:
-            freed = await _evict(reader, places, evicter, used - int(bound_bytes * STOP_SHARE))
+            freed = await _evict(reader, places, evicter, used - int(bound_bytes * STOP_SHARE), look)
         except LocalStoreError as exc:
             log.warning("eviction failed, will be tried again: %s", exc)
             continue
@@ -54,21 +55,37 @@ async def evict_when_full(
             log.info("evicted %d bytes of %d", freed, used)
 
 
-async def _evict(reader: ChunkReader, places: Places, evicter: ChunkEvicter, wanted_bytes: int) -> int:
-    freed = batch_bytes = 0
+async def _evict(
+    reader: ChunkReader,
+    places: Places,
+    evicter: ChunkEvicter,
+    wanted_bytes: int,
+    look: Callable[[Collection[ChunkId]], Awaitable[None]],
+) -> int:
+    freed = 0
+    can_look = True
     batch: list[ChunkId] = []
     for frame, length in reader.least_used():
-        if freed + batch_bytes >= wanted_bytes:
+        if freed >= wanted_bytes:
             break
         ids = reader.chunks_of(frame)
-        if not ids or not all(places.has(cid) for cid in ids):
+        if not ids or not all(places.is_sound(cid) for cid in ids):
             continue
+        if not all(places.may_evict(cid) for cid in ids):
+            if can_look:
+                try:
+                    await look(ids)
+                except RemoteError as exc:
+                    log.warning("only what the remote is known to have can be evicted: %s", exc)
+                    can_look = False
+            if not all(places.may_evict(cid) for cid in ids):
+                continue
         batch.extend(ids)
-        batch_bytes += length
-        if batch_bytes >= BATCH_BYTES:
+        freed += length
+        if length and freed // BATCH_BYTES != (freed - length) // BATCH_BYTES:
             await evicter.evict(batch)
-            freed, batch, batch_bytes = freed + batch_bytes, [], 0
+            batch = []
         await trio.lowlevel.checkpoint()
     if batch:
         await evicter.evict(batch)
-    return freed + batch_bytes
+    return freed

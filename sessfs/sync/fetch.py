@@ -9,34 +9,28 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
 
-from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteError, RemoteMissing, StoreCorrupt
+from sessfs.errors import LocalStoreError, RemoteCorrupt, StoreCorrupt
 from sessfs.format.chunk import FrameCodec, verify_chunk
-from sessfs.format.segment import open_frame, segment_key
 from sessfs.local.chunkstore import decode_frame_record
-from sessfs.local.places import RemotePlace
 from sessfs.remote.parallel import for_each, over
-from sessfs.types import ChunkId, Ino
+from sessfs.sync.flights import PARALLEL_READS, Flights, Problem, Read, plan_reads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from sessfs.format.chunk import Buffer
     from sessfs.format.envelope import Envelope
     from sessfs.local.chunkstore import ChunkReader, References
-    from sessfs.local.places import Places
+    from sessfs.local.places import Places, RemotePlace
     from sessfs.remote.objectstore import ObjectStore
+    from sessfs.types import ChunkId, Ino
 
 log = logging.getLogger(__name__)
-GAP_BYTES = 128 * 1024
-"""Two frames of a segment this near each other are read in one request: the gap costs less than a request."""
-READ_MAX_BYTES = 2 << 20
-PARALLEL_READS = 8
 MEMORY_BYTES = 8 << 20
 STORE_QUEUE = 16
 STORE_POLL_S = 0.01
@@ -67,23 +61,6 @@ class _Start:
     stored: bool = False
 
 
-Problem = StoreCorrupt | RemoteCorrupt
-"""Why a frame can't be had, however often it is asked for."""
-
-
-@dataclass
-class _Flight:
-    """A frame that one task reads. What came of it is set before *over* is, and *over* is set whatever happens.
-    *is_known*: the frame is here, or *damage* says why it can't be; else *failure* says why it is not known, or is None
-    where whoever read it was cancelled.
-    """
-
-    over: trio.Event = field(default_factory=trio.Event)
-    is_known: bool = False
-    damage: Problem | None = None
-    failure: RemoteError | None = None
-
-
 @dataclass
 class _Receipt:
     """Whether the local store took a frame: *known* is set once *problem* says why not, or is None for good."""
@@ -98,38 +75,6 @@ class _Fetched(NamedTuple):
     record: bytes
     ids: list[ChunkId]
     receipt: _Receipt | None
-
-
-class _Read(NamedTuple):
-    """One range read: frames of one segment, by offset."""
-
-    node: str
-    segment: int
-    start: int
-    end: int
-    frames: list[tuple[int, int]]
-
-
-_Expected = Mapping[RemotePlace, Collection[ChunkId]]
-
-
-def plan_reads(places: Iterable[RemotePlace]) -> list[_Read]:
-    """Few range reads that cover all *places*: near ones together, none over READ_MAX_BYTES unless one frame is."""
-    reads: list[_Read] = []
-    for place in sorted(set(places)):
-        end = place.offset + place.length
-        last = reads[-1] if reads else None
-        if (
-            last is not None
-            and (last.node, last.segment) == (place.node, place.segment)
-            and place.offset - last.end <= GAP_BYTES
-            and end - last.start <= READ_MAX_BYTES
-        ):
-            last.frames.append((place.offset, place.length))
-            reads[-1] = last._replace(end=max(last.end, end))
-        else:
-            reads.append(_Read(place.node, place.segment, place.offset, end, [(place.offset, place.length)]))
-    return reads
 
 
 class RemoteChunks:
@@ -148,8 +93,6 @@ class RemoteChunks:
         self._reader = reader
         self._places = places
         self._references = references
-        self._store = store
-        self._envelope = envelope
         self._hash_key = hash_key
         self._codec = FrameCodec()
         self._memory: OrderedDict[ChunkId, bytes] = OrderedDict()
@@ -158,8 +101,7 @@ class RemoteChunks:
         self._awaited: Counter[ChunkId] = Counter()
         """Chunks that a `fetch` under way has promised: they stay in memory."""
         self._is_storing = False
-        self._flights: dict[RemotePlace, _Flight] = {}
-        self._reads = trio.CapacityLimiter(PARALLEL_READS)
+        self._flights = Flights(store, envelope, places)
         self._queue_send, self._queue_receive = trio.open_memory_channel[_Fetched](STORE_QUEUE)
         self._monotonic_s = monotonic_s
         self._starts: dict[Ino, _Start] = {}
@@ -220,9 +162,15 @@ class RemoteChunks:
             else:
                 wanted.setdefault(place, []).append(cid)
 
-        async def bring(read: _Read) -> None:
+        async def bring(read: Read) -> None:
             receipts: list[_Receipt] = []
-            for place, problem in (await self._read(read, wanted, receipts)).items():
+
+            async def take(record: bytes, key: str, expected: Collection[ChunkId]) -> None:
+                kept = self._take_frame(record, key, expected)
+                receipts.append(_Receipt())
+                await self._queue_send.send(_Fetched(record, kept, receipts[-1]))
+
+            for place, problem in (await self._flights.alone(read, wanted, take)).items():
                 lost.update((cid, problem) for cid in wanted[place])
             # Before the next read: what is on its way takes memory, and a full disk should be noticed.
             for receipt in receipts:
@@ -235,8 +183,7 @@ class RemoteChunks:
 
     async def settle(self) -> None:
         """Return once the range reads that are under way are over, and what they brought is in the local store."""
-        for flight in list(self._flights.values()):
-            await flight.over.wait()
+        await self._flights.settle()
         while self.is_storing:  # noqa: ASYNC110 - it may end without anything being stored
             await trio.sleep(STORE_POLL_S)
 
@@ -273,8 +220,8 @@ class RemoteChunks:
                 wanted.setdefault(place, []).append(cid)
         problems: dict[RemotePlace, Problem] = {}
 
-        async def read(one: _Read) -> None:
-            problems.update(await self._share(one, wanted, needed))
+        async def read(one: Read) -> None:
+            problems.update(await self._flights.share(one, wanted, needed, self._take))
 
         self._awaited.update(ids)
         try:
@@ -287,126 +234,8 @@ class RemoteChunks:
         for place in sorted(needed & problems.keys()):
             raise problems[place]
 
-    async def _share(
-        self, read: _Read, expected: _Expected, needed: Collection[RemotePlace]
-    ) -> dict[RemotePlace, Problem]:
-        """Have the frames of the read here, each read by one task; the answer says which can't be had, and why. Raises
-        RemoteError when it is not known of one in *needed*.
-
-        What another task finds out of a frame holds for all that wait for it. Where it found out nothing, one of those
-        who wait reads in its stead, for all of them; after that, why it could not holds for all, too.
-        """
-        found: dict[RemotePlace, Problem] = {}
-        left = [RemotePlace(read.node, read.segment, *frame) for frame in read.frames]
-        is_patient = True
-        while left:
-            flying = {place: self._flights[place] for place in left if place in self._flights}
-            own = [place for place in left if place not in flying]
-            if own:
-                found.update(await self._fly(own, expected, needed))
-            for flight in flying.values():
-                await flight.over.wait()
-            found.update((place, flight.damage) for place, flight in flying.items() if flight.damage is not None)
-            left = [place for place, flight in flying.items() if not flight.is_known]
-            for place in left:
-                reason = flying[place].failure
-                if reason is not None and not is_patient and place in needed:
-                    raise reason
-            is_patient = is_patient and all(flying[place].failure is None for place in left)
-            if not is_patient and not any(place in needed for place in left):
-                return found
-        return found
-
-    async def _read(self, read: _Read, expected: _Expected, receipts: list[_Receipt]) -> dict[RemotePlace, Problem]:
-        """As `_share`, all of it needed; the frames are stored for sure, and each adds a receipt."""
-        places = [RemotePlace(read.node, read.segment, *frame) for frame in read.frames]
-        # Whoever reads them now may drop them.
-        while flying := [place for place in places if place in self._flights]:
-            await self._flights[flying[0]].over.wait()
-        return await self._fly(places, expected, places, receipts)
-
-    async def _fly(
-        self,
-        places: Sequence[RemotePlace],
-        expected: _Expected,
-        needed: Collection[RemotePlace],
-        receipts: list[_Receipt] | None = None,
-    ) -> dict[RemotePlace, Problem]:
-        """Read frames of one segment that nobody is reading, in one request if they are sound. Answers and raises as
-        `_share`.
-        """
-        flights = {place: _Flight() for place in places}
-        self._flights.update(flights)
-        try:
-            await self._read_range(places, flights, expected, receipts)
-        except RemoteError as exc:
-            for flight in flights.values():
-                flight.failure = exc
-            if any(place in needed for place, flight in flights.items() if not flight.is_known):
-                raise
-        finally:
-            for place, flight in flights.items():
-                self._land(place, flight)
-        return {place: flight.damage for place, flight in flights.items() if flight.damage is not None}
-
-    def _land(self, place: RemotePlace, flight: _Flight) -> None:
-        """The flight is over, and what is known is known."""
-        if self._flights.get(place) is flight:
-            del self._flights[place]
-        flight.over.set()
-
-    async def _read_range(
-        self,
-        places: Sequence[RemotePlace],
-        flights: Mapping[RemotePlace, _Flight],
-        expected: _Expected,
-        receipts: list[_Receipt] | None,
-    ) -> None:
-        """Read *places*, which ascend, by one request, or singly where that is answered with damage. Raises
-        RemoteError when the remote can't be asked.
-        """
-        start = places[0].offset
-        end = max(place.offset + place.length for place in places)
-        key = segment_key(places[0].node, places[0].segment)
-        try:
-            async with self._reads:
-                blob = await self._store.get(key, start, end - start)
-        except RemoteMissing as exc:
-            for place in places:
-                problem = StoreCorrupt(f"{key} is not in the remote, but a snapshot names it: {exc}")
-                self._note_damage(place, flights[place], problem)
-            return
-        except RemoteCorrupt as exc:
-            if len(places) > 1:
-                for place in places:
-                    await self._read_range([place], flights, expected, receipts)
-            else:
-                self._note_damage(places[0], flights[places[0]], exc)
-            return
-        for place in places:
-            sealed = blob.body[place.offset - start : place.offset - start + place.length]
-            try:
-                record = open_frame(sealed, place.node, place.segment, place.offset, self._envelope)
-                kept = self._take_frame(record, key, expected.get(place, ()))
-            except RemoteCorrupt as exc:
-                self._note_damage(place, flights[place], exc)
-            else:
-                self._places.settle_bad(place)
-                await self._hand_over(record, kept, receipts)
-                flights[place].is_known = True
-                self._land(place, flights[place])
-            await trio.lowlevel.checkpoint()
-
-    def _note_damage(self, place: RemotePlace, flight: _Flight, problem: Problem) -> None:
-        self._places.note_bad(place)
-        flight.damage, flight.is_known = problem, True
-        self._land(place, flight)
-
-    async def _hand_over(self, record: bytes, kept: list[ChunkId], receipts: list[_Receipt] | None) -> None:
-        if receipts is not None:
-            receipts.append(_Receipt())
-            await self._queue_send.send(_Fetched(record, kept, receipts[-1]))
-            return
+    async def _take(self, record: bytes, key: str, expected: Collection[ChunkId]) -> None:
+        kept = self._take_frame(record, key, expected)
         # Where the local store is behind, the chunks stay in memory while there is room, and are fetched again later.
         with contextlib.suppress(trio.WouldBlock):
             self._queue_send.send_nowait(_Fetched(record, kept, None))
@@ -428,10 +257,13 @@ class RemoteChunks:
                 try:
                     verify_chunk(self._hash_key, cid, plain[offset : offset + length])
                 except StoreCorrupt as exc:
-                    raise RemoteCorrupt(f"{key}: {exc}") from exc
-                self._remember(cid, bytes(plain[offset : offset + length]))
-                if is_held:
-                    kept.append(cid)
+                    if cid in expected:
+                        raise RemoteCorrupt(f"{key}: {exc}") from exc
+                    # It was damaged before it was uploaded with its neighbours: its place is another.
+                else:
+                    self._remember(cid, bytes(plain[offset : offset + length]))
+                    if is_held:
+                        kept.append(cid)
             offset += length
         return kept
 

@@ -1,7 +1,8 @@
 """Check a remote from outside: every record decodes, every manifest's chunks lie where it says, and, as far as asked,
 their bytes are what they were.
 
-Reads only. It needs no mount and does not mind one: what a mounted node publishes meanwhile is not checked.
+It needs no mount and does not mind one: what a mounted node publishes meanwhile is not checked. What it finds damaged
+it leaves a note of, and changes nothing else.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
-from sessfs.errors import RemoteCorrupt, RemoteMissing, SessfsError
+from sessfs.errors import RemoteCorrupt, RemoteError, RemoteMissing, SessfsError
 from sessfs.format.chunk import FrameCodec, verify_chunk
 from sessfs.format.manifest import SegmentRef, chunk_places, recipe_chunks, split_ids
 from sessfs.format.roster import ROSTER_KEY
@@ -21,8 +22,8 @@ from sessfs.remote.footers import read_segment_footer
 from sessfs.remote.objectstore import iter_keys
 from sessfs.remote.parallel import for_each, over
 from sessfs.remote.roster import lost_session
-from sessfs.sync import gc_marks, remote_index
-from sessfs.sync.fetch import plan_reads
+from sessfs.sync import damage_notes, gc_marks, remote_index
+from sessfs.sync.flights import plan_reads
 from sessfs.sync.fsck import Problem, Report
 from sessfs.sync.remote_index import DAMAGE, Ranges
 
@@ -95,6 +96,8 @@ class _Check:
         self._used: dict[SegmentRef, _Used] = {}
         self._expected: dict[tuple[SegmentRef, int], set[ChunkId]] = {}
         self._bad: dict[tuple[SegmentRef, int], str] = {}
+        self._bad_places: set[RemotePlace] = set()
+        self._bad_segments: set[SegmentRef] = set()
 
     async def run(self) -> Report:
         view = await remote_index.read_view(
@@ -107,7 +110,24 @@ class _Check:
         await for_each(over(sorted(self._used)), lambda ref: self._check_segment(view, ref), PARALLEL_SEGMENTS)
         await self._blame()
         self._problems.sort(key=lambda p: (p.session, p.path, p.kind))
-        return Report(self._problems, dict(self._counts), self._notes(view))
+        notes = [*self._notes(view), *await self._tell_mounts()]
+        return Report(self._problems, dict(self._counts), notes)
+
+    async def _tell_mounts(self) -> list[str]:
+        """Have mounts put right what they can; or, where everything was read and is sound, know that nothing is amiss.
+        What is to be said of that. Raises RemoteError where that can't be looked up.
+        """
+        is_sound = self._sampling.share >= 1 and not self._problems
+        stale = await damage_notes.list_notes(self._store) if is_sound else []
+        try:
+            if self._bad_places or self._bad_segments:
+                note = damage_notes.make_note(self._bad_places, self._bad_segments)
+                await damage_notes.put_note(self._store, note)
+            if stale:
+                await self._store.delete(stale)
+        except RemoteError as exc:
+            return [f"mounts are not told of what was found, since nothing can be written there: {exc}"]
+        return []
 
     def _step(self, stage: str, count: int = 1) -> None:
         self._counts[stage] += count
@@ -182,6 +202,8 @@ class _Check:
             merged = remote_index.merge_chain(chain)
         except DAMAGE as exc:
             self._report("manifest", root, "", str(exc))
+            if root.kind == "latest":
+                self._bad_segments.add(SegmentRef(root.ref.node, root.ref.segment))
             return
         # A kept one may be of the time before the session was renamed.
         if merged.session != root.session and root.kind == "latest":
@@ -233,6 +255,9 @@ class _Check:
                 footer = await read_segment_footer(self._store, ref.node, ref.number, stored.size, self._envelope)
         except DAMAGE as exc:
             self._problems.append(Problem("segment", "", key, str(exc)))
+            self._bad_segments.add(ref)
+            if stored is None:
+                self._bad_places.update(RemotePlace(*ref, *frame) for frame in used.frames)
         else:
             self._check_footer(ref, used, footer)
         await self._read_frames(ref, used)
@@ -244,6 +269,7 @@ class _Check:
         for offset, length in used.frames:
             self._counts["frames"] += 1
             if (offset, length) not in frames:
+                self._bad_places.add(RemotePlace(*ref, offset, length))
                 self._bad[ref, offset] = f"{segment_key(*ref)} has no frame of {length} bytes at {offset}"
         for offset, length in used.manifests:
             if (offset, length) not in manifests:
@@ -265,6 +291,7 @@ class _Check:
             body = (await self._store.get(segment_key(*ref), start, end - start)).body
         except DAMAGE as exc:
             if len(frames) == 1:
+                self._bad_places.add(RemotePlace(*ref, *frames[0]))
                 self._bad[ref, frames[0][0]] = str(exc)
                 return
             for offset, length in frames:
@@ -275,6 +302,7 @@ class _Check:
             try:
                 self._verify(ref, offset, body[offset - start : offset - start + length])
             except DAMAGE as exc:
+                self._bad_places.add(RemotePlace(*ref, offset, length))
                 self._bad[ref, offset] = f"{segment_key(*ref)}, frame at {offset}: {exc}"
 
     def _verify(self, ref: SegmentRef, offset: int, sealed: bytes) -> None:
@@ -282,7 +310,9 @@ class _Check:
         plain = memoryview(self._codec.decode(payload))
         at = 0
         for cid, length in entries:
-            verify_chunk(self._hash_key, cid, plain[at : at + length])
+            # Others that are listed may have been damaged before they were uploaded: their place is another.
+            if cid in self._expected[ref, offset]:
+                verify_chunk(self._hash_key, cid, plain[at : at + length])
             at += length
         missing = self._expected[ref, offset] - {cid for cid, _ in entries}
         if missing or at != len(plain):

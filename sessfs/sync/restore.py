@@ -394,9 +394,8 @@ class SessionDirectory:
 
     def _install(self, session: Ino, name: bytes, manifest: Manifest, ref: ManifestRef) -> None:
         Installer(self._inodes, self._references, session, manifest).run()
-        for cid, (segment, offset, length) in chunk_places(manifest).items():
-            # Also over a place that is known: that one may be in a segment that was collected meanwhile.
-            self._places.set(segment.node, segment.number, offset, length, [cid])
+        if self._places.take(chunk_places(manifest)) and self._inodes.changes is not None:
+            self._inodes.changes.note_whole(session)  # its manifest names what is damaged, and was uploaded again
         # Inode numbers here are other than in the manifest, so a delta can't build upon it: the next one is full.
         place = (ref.node, ref.segment, ref.offset, ref.length)
         published = Published(name, manifest.sequence, place, MAX_DEPTH, taken_ns=manifest.taken_ns)

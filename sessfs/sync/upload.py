@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from sessfs.format.manifest import SegmentRef
 from sessfs.format.segment import SegmentBuilder, segment_key
+from sessfs.local.places import Unseen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from sessfs.format.envelope import Envelope
     from sessfs.format.manifest import Manifest, ManifestRef
     from sessfs.local.chunkstore import FrameChecker
-    from sessfs.remote.objectstore import ObjectStore
+    from sessfs.sync.confirming import ConfirmedPuts
     from sessfs.types import ChunkId
 
 SEGMENT_BYTES = 32 << 20
@@ -39,13 +41,15 @@ class Numbering(Protocol):
 class Upload:
     """Segments, filled one after another; each is put when it is full."""
 
-    def __init__(self, store: ObjectStore, envelope: Envelope, node: Numbering) -> None:
-        self._store = store
+    def __init__(self, puts: ConfirmedPuts, envelope: Envelope, node: Numbering) -> None:
+        self._puts = puts
         self._envelope = envelope
         self._node = node
         self.last_segment = node.last_segment
         self.placed: dict[ChunkId, tuple[str, int, int, int]] = {}
         self.places: list[tuple[int, int, int, bytes]] = []
+        self.uploaded: list[tuple[SegmentRef, Unseen]] = []
+        """The segments that were put."""
         self.builder = self._next()
 
     def _next(self) -> SegmentBuilder:
@@ -101,6 +105,7 @@ class Upload:
         return await trio.to_thread.run_sync(self.builder.add_manifest, manifest)
 
     async def close(self, now_ns: int) -> None:
-        """Put the segment being filled."""
+        """Put the segment being filled. Raises RemoteCorrupt when the store has something else then, RemoteError."""
         body = self.builder.finish(now_ns)
-        await self._store.put(segment_key(self._node.name, self.last_segment), body)
+        confirmed = await self._puts.put(segment_key(self._node.name, self.last_segment), body)
+        self.uploaded.append((SegmentRef(self._node.name, self.last_segment), Unseen(len(body), confirmed)))

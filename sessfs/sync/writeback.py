@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Generic, Protocol
 
 import trio
 
-from sessfs.errors import SessfsError, StoreCorrupt
+from sessfs.errors import RemoteCorrupt, SessfsError, StoreCorrupt
 from sessfs.format.manifest import FramePlace, Manifest, ManifestRef, SegmentRef
 from sessfs.local.chunkstore import listed_chunks
 from sessfs.local.places import Outbox, Published
+from sessfs.sync.confirming import ConfirmedPuts
 from sessfs.sync.cutting import Cutter, Round
+from sessfs.sync.mending import Mender
 from sessfs.sync.snapshot import Draft, FrozenT
 from sessfs.sync.upload import Numbering, Upload
 from sessfs.types import ROOT_INO, ChunkId, Ino
@@ -101,6 +103,8 @@ class Writeback(Generic[FrozenT]):
         self._references = references
         self._reader = reader
         self._checker = reader.checker()
+        self._puts = ConfirmedPuts(store)
+        self.mender = Mender(inodes, changes, references, reader, places)
         self._places = places
         self._cutter = Cutter(inodes, changes, references, freezer, places.published)
         self._flush_kernel = flush_kernel
@@ -128,7 +132,8 @@ class Writeback(Generic[FrozenT]):
         while True:
             await trio.sleep(POLL_S)
             oldest_ns = min((c.since_ns for c in self._changes.sessions.values()), default=None)
-            if oldest_ns is None or self._clock_ns() - oldest_ns < self._interval_s * 1e9:
+            is_due = oldest_ns is not None and self._clock_ns() - oldest_ns >= self._interval_s * 1e9
+            if not (is_due or self._places.damage.is_news):
                 continue
             try:
                 await self.publish()
@@ -136,7 +141,8 @@ class Writeback(Generic[FrozenT]):
                 if self.failed is None:
                     log.error("write-back failed, will be tried again: %s", exc)
                 self.failed = str(exc)
-                await trio.sleep(RETRY_S)
+                # A store that damages what it gets would be sent all that waits, again and again.
+                await trio.sleep(max(RETRY_S, self._interval_s) if isinstance(exc, RemoteCorrupt) else RETRY_S)
 
     async def publish(self) -> None:
         """Return once every change acknowledged before the call is in the remote. Raises RemoteError or
@@ -144,15 +150,22 @@ class Writeback(Generic[FrozenT]):
         out, and raised as StoreCorrupt once the others are published.
         """
         await self._ready()
+        # What one round replaces in the remote is named by other sessions, which are the next one's.
+        while await self._publish_once():
+            pass
+
+    async def _publish_once(self) -> bool:
+        """One round; whether another one has to follow at once."""
         async with self.busy:
             await self._prepare()
             await self._settle_outbox()
             await self._flush_kernel()
+            await self.mender.note_news()
             round_ = Round[FrozenT]()
             try:
                 self._cutter.cut(round_)
                 await self._cutter.seal(round_)
-                await self._publish(round_)
+                must_follow = await self._publish(round_)
             except BaseException:
                 self._cutter.undo(round_)
                 raise
@@ -170,6 +183,7 @@ class Writeback(Generic[FrozenT]):
                 raise round_.damage
             self.failed = None
             self.n_published += bool(round_.drafts or round_.removed)
+            return must_follow
 
     async def snapshot(self, session: Ino) -> None:
         """See Snapshotter: what is published is a snapshot."""
@@ -196,9 +210,10 @@ class Writeback(Generic[FrozenT]):
 
     # -- publishing
 
-    async def _publish(self, round_: Round[FrozenT]) -> None:
+    async def _publish(self, round_: Round[FrozenT]) -> bool:
+        """Whether sessions that are not in the round have to be published because of it."""
         self._crash_point("cut")
-        upload = Upload(self._store, self._envelope, self._publisher)
+        upload = Upload(self._puts, self._envelope, self._publisher)
         for draft in list(round_.drafts):
             try:
                 await self._add_frames(upload, draft)
@@ -206,7 +221,7 @@ class Writeback(Generic[FrozenT]):
                 self._cutter.leave_out(round_, draft, exc)
         drafts, removed = round_.drafts, round_.removed
         if not drafts and not removed:
-            return
+            return False
         starts = {draft.session: self._places.startup(draft.session) for draft in drafts}
         published = [(int(d.session), await self._add_manifest(upload, d, starts[d.session])) for d in drafts]
         gone = self._gone_names(drafts, removed)
@@ -217,6 +232,7 @@ class Writeback(Generic[FrozenT]):
         outbox = Outbox(
             self._publisher.incarnation, upload.last_segment, upload.places, published, [int(ino) for ino in removed]
         )
+        must_follow = await self.mender.note_uploaded(upload, {draft.session for draft in drafts if draft.is_full})
         self._places.set_outbox(outbox)
         await self._commit()
         self._crash_point("outbox")
@@ -233,6 +249,7 @@ class Writeback(Generic[FrozenT]):
         self._starts.update((session, hash(ids)) for session, ids in starts.items())
         for session in removed:
             self._starts.pop(session, None)
+        return must_follow
 
     def _gone_names(self, drafts: list[Draft[FrozenT]], removed: dict[Ino, bytes]) -> list[bytes]:
         """Names that stand for no session any more: of removed sessions, and the old ones of renamed sessions."""
@@ -245,9 +262,14 @@ class Writeback(Generic[FrozenT]):
         for batch in self._batches(upload, draft):
             await upload.add_frames(batch, self._checker, self._is_fresh, self._clock_ns())
         for cid in draft.iter_chunks():
-            if self._places.has(cid) or cid in upload.placed:
+            if cid in upload.placed or self.mender.is_placed(cid):
                 continue
-            record = self._reader.frame_alone(cid)
+            try:
+                record = self._reader.frame_alone(cid)
+            except StoreCorrupt:
+                if self._places.has(cid):
+                    continue  # damaged in the remote, and here as well
+                raise
             if record is None:
                 raise StoreCorrupt(f"chunk {cid.hex()} is neither here nor uploaded")
             await upload.add_frames([(cid, record)], self._checker, self._is_fresh, self._clock_ns())
@@ -263,7 +285,7 @@ class Writeback(Generic[FrozenT]):
             if seen % BATCH_CHUNKS == 0 or size >= BATCH_BYTES:
                 yield batch
                 batch, size = [], 0
-            if cid in listed or cid in upload.placed or self._places.has(cid):
+            if cid in listed or cid in upload.placed or self.mender.is_placed(cid):
                 continue
             record = self._reader.find_record(cid)
             if record is None:
@@ -275,7 +297,7 @@ class Writeback(Generic[FrozenT]):
 
     def _is_fresh(self, cid: ChunkId) -> bool:
         """Whether a place of the chunk is to be noted."""
-        return self._references.is_held(cid) and not self._places.has(cid)
+        return self._references.is_held(cid) and not self.mender.is_placed(cid)
 
     async def _add_manifest(self, upload: Upload, draft: Draft[FrozenT], startup: bytes) -> Published:
         before = draft.published

@@ -109,10 +109,7 @@ class Volume:
         self.references = References(self.meta)
         self.reader = ChunkReader(chunks_db, self.hash_key)
         self.places = Places(self.meta)
-        self.reader.on_damage = self.places.damage.note_here
-        for cid in read_found(state_dir):
-            if self.reader.has(cid):
-                self.places.damage.note_here(cid)
+        self._watch_damage()
         self.changes = self.inodes.changes = Changes(self.meta, clock_ns)
         chunks: ChunkSource = LocalChunks(self.reader)
         if remote is not None:
@@ -146,6 +143,13 @@ class Volume:
         self._sweep = Sweep(self.reader, self.references, is_owed=self.state.owes_sweep)
         self._is_recovered = self._is_closed = False
         self.space.pending_bytes = lambda: self.sealer.pending_bytes
+
+    def _watch_damage(self) -> None:
+        """Have whatever is found damaged here noted, and what a check has found while this was not open."""
+        note_here = self.reader.on_damage = self.places.damage.note_here
+        for cid in read_found(self.state.path):
+            if self.reader.has(cid):
+                note_here(cid)
 
     async def start(self, uid: int, gid: int) -> None:
         """Recover what the last daemon left, and start the seal process. *uid*, *gid* own a new root directory."""

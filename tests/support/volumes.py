@@ -4,6 +4,7 @@ remote in memory.
 
 from __future__ import annotations
 
+import random
 import shutil
 import stat
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ from sessfs.sync.fetch import RemoteChunks
 from sessfs.sync.fsck import check_state
 from sessfs.sync.history import History
 from sessfs.sync.keeping import Policy
+from sessfs.sync.looking import Looker
 from sessfs.sync.opening import note_unpublished, take_in
 from sessfs.sync.restore import SessionDirectory, load_manifest
 from sessfs.sync.writeback import Writeback
@@ -342,6 +344,9 @@ class Machine(Box):
             touch_remote=node.keeping.touched.add,
         )
         node.keeping.kept_of = self.history.kept_of
+        self.looker = Looker(
+            store, PlainEnvelope(), HASH_KEY, volume.places, self.writeback.mender.note_all, random.Random(1)
+        )
         self.lives = Lives(
             volume,
             self.history,

@@ -34,8 +34,9 @@ async def test_evict_only_what_was_uploaded_and_read_it_again(tmp_path: Path) ->
             await machine.seal()
         await machine.read(b"s/0")
         async with trio.open_nursery() as nursery:
+            look = machine.looker.look_before_eviction
             nursery.start_soon(
-                evict_when_full, volume.reader, volume.places, volume.sealer, volume.space.used_bytes, 5 * MIB
+                evict_when_full, volume.reader, volume.places, volume.sealer, volume.space.used_bytes, 5 * MIB, look
             )
             await wait_until(lambda: volume.space.used_bytes() <= 4.1 * MIB)
             nursery.cancel_scope.cancel()
@@ -62,7 +63,8 @@ async def test_evict_nothing_uploaded_leaves_everything(tmp_path: Path) -> None:
         await machine.seal()
         used = volume.space.used_bytes()
         with trio.move_on_after(1.3):
-            await evict_when_full(volume.reader, volume.places, volume.sealer, volume.space.used_bytes, MIB)
+            look = machine.looker.look_before_eviction
+            await evict_when_full(volume.reader, volume.places, volume.sealer, volume.space.used_bytes, MIB, look)
         assert volume.space.used_bytes() == used
     assert_clean(tmp_path / "a")
 

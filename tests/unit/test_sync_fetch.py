@@ -18,7 +18,7 @@ from sessfs.local.chunkstore import CHUNK_TABLES, FRAMES
 from sessfs.local.db import Database
 from sessfs.local.places import RemotePlace
 from sessfs.sync import fetch
-from sessfs.sync.fetch import GAP_BYTES, READ_MAX_BYTES, plan_reads
+from sessfs.sync.flights import GAP_BYTES, READ_MAX_BYTES, plan_reads
 from tests.support.faultystore import FaultyStore, bucket_gone, timeout
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import assert_clean, open_machine, wait_until
