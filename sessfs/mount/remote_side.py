@@ -164,7 +164,7 @@ class RemoteSide:
         opened, writeback = self._repository, self.writeback
         store = opened.remote.within(ANSWER_DEADLINE_S)
         note_all, choose = writeback.mender.note_all, random.Random()
-        looker = Looker(store, opened.envelope, opened.hash_key, self._volume.places, note_all, choose)
+        looker = Looker(store, opened.envelope, self._volume.hash_key, self._volume.places, note_all, choose)
         return SurePublisher(looker, writeback.publish, self._gate.checkpoint, opened.remote.url)
 
     def _note_done(self, published: Sequence[Ino], removed: Sequence[Ino]) -> None:
