@@ -108,6 +108,7 @@ class Places:
             self._numbers[node, number] = SEGMENT_KEY.unpack(key)[0]
             self._segments[SEGMENT_KEY.unpack(key)[0]] = (node, number)
         self._unseen: dict[SegmentRef, Unseen] = {}
+        self._let_go: set[SegmentRef] = set()
         self._read_unseen()
         self._unverified = {Ino(SESSION_KEY.unpack(key)[0]) for key, _ in meta.scan(UNVERIFIED)}
 
@@ -259,6 +260,17 @@ class Places:
         if self._unseen.pop(ref, None) is not None:
             self._meta.delete(UNSEEN, SEGMENT_KEY.pack(self._number(*ref)))
 
+    @property
+    def let_go(self) -> Set[SegmentRef]:
+        """Segments that were let go since the start: that they are missing is no damage."""
+        return self._let_go
+
+    def note_let_go(self, refs: Iterable[SegmentRef]) -> None:
+        """The segments are about to be deleted, or were: nothing that is needed lies in them."""
+        for ref in refs:
+            self._let_go.add(ref)
+            self.note_seen(ref)
+
     def may_evict(self, cid: ChunkId) -> bool:
         """True when the remote has the chunk, for all that was looked at."""
         place = self.find(cid)
@@ -291,6 +303,16 @@ class Places:
         """(session, what was last published) of all sessions."""
         for key, value in self._meta.scan(PUBLISHED):
             yield Ino(SESSION_KEY.unpack(key)[0]), msgspec.msgpack.decode(value, type=Published)
+
+    def iter_named(self) -> Iterator[SegmentRef]:
+        """The segment of each manifest that is the last of a session, or of a kept snapshot."""
+        for _, published in self.iter_published():
+            if published.manifest is not None:
+                yield SegmentRef(*published.manifest[:2])
+        for session in self.snapshots.iter_sessions():
+            for _, snapshot in self.snapshots.entries(session):
+                if snapshot.manifest is not None:
+                    yield SegmentRef(*snapshot.manifest[:2])
 
     def startup(self, session: Ino) -> bytes:
         """Ids, end to end, of the chunks that the session read at its last start, as far as it was learned."""

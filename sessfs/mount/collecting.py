@@ -89,6 +89,7 @@ class Collector:
                 if self._volume.references.is_held(cid):
                     spared.add(ref)
         self._volume.places.forget([cid for cid, ref in placed if ref not in spared])
+        self._volume.places.note_let_go(wanted - spared)
         return spared
 
     async def run(self) -> None:
@@ -167,8 +168,13 @@ class Collector:
 
     async def _distrust_missing(self) -> None:
         places = self._volume.places
-        known = {SegmentRef(place.node, place.segment) for _, place in places.iter_chunks()}
+        placed = {SegmentRef(place.node, place.segment) for _, place in places.iter_chunks()}
+        known = placed | places.unseen.keys()
         gone = await missing_segments(self._repository.remote.store, known) if known else set()
+        places.note_let_go(gone)
+        if not gone <= placed:
+            # Of the others, those with manifests of the past or with nothing may go.
+            gone &= placed | set(places.iter_named())
         if not gone:
             return
         ids = [cid for cid, place in places.iter_chunks() if SegmentRef(place.node, place.segment) in gone]

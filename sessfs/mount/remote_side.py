@@ -233,7 +233,7 @@ class RemoteSide:
         volume = self._volume
         space = volume.space
         look = self.surely.looker.look_before_eviction
-        await evict_when_full(volume.reader, volume.places, volume.sealer, space.used_bytes, space.bound_bytes, look)
+        await evict_when_full(volume.reader, volume.places, volume.sealer, space.used_bytes, space.full_bytes, look)
 
     async def _run_node(self, nursery: trio.Nursery) -> None:
         await keep_going(self._open)

@@ -155,6 +155,7 @@ class RemoteEraser:
             # Those in between were written since they were looked at.
             fresh = range(scanned + 1, self._node.last_segment + 1)
             doomed = {ref for ref in evidence.doomed if ref.node != self._node.name or ref.number not in fresh}
+            self._places.note_let_go(doomed)
             mark_keys = await self._condemn(doomed)
             self._crash_point("condemned")
             await self._node.erase(names)

@@ -35,19 +35,20 @@ async def evict_when_full(
     places: Places,
     evicter: ChunkEvicter,
     used_bytes: Callable[[], int],
-    bound_bytes: int,
+    full_bytes: Callable[[], int],
     look: Callable[[Collection[ChunkId]], Awaitable[None]],
 ) -> None:
-    """Keep the cache below its bound, for ever, as far as what is in it was uploaded; started once, in the daemon's
-    nursery. *look* is awaited with chunks that are to be evicted, and sees to it that the remote has them.
+    """Keep the cache well below *full_bytes*, where writers begin to be refused, for ever, as far as what is in it was
+    uploaded; started once, in the daemon's nursery. *look* is awaited with chunks that are to be evicted, and sees to
+    it that the remote has them.
     """
     while True:
         await trio.sleep(TICK_S)
-        used = used_bytes()
-        if used < bound_bytes * START_SHARE:
+        used, full = used_bytes(), full_bytes()
+        if used < full * START_SHARE:
             continue
         try:
-            freed = await _evict(reader, places, evicter, used - int(bound_bytes * STOP_SHARE), look)
+            freed = await _evict(reader, places, evicter, used - int(full * STOP_SHARE), look)
         except LocalStoreError as exc:
             log.warning("eviction failed, will be tried again: %s", exc)
             continue

@@ -111,10 +111,11 @@ class Looker:
         the new ones in part. Whether all that was looked at is sound. Raises RemoteError.
         """
         fresh = {ref: unseen.size for ref, unseen in self._places.unseen.items() if ref not in self._listed}
-        expected = {**self._listed, **fresh}
-        sizes = await self._sizes(expected)
+        looked_for = {**self._listed, **fresh}
+        sizes = await self._sizes(looked_for)
+        expected = {ref: size for ref, size in looked_for.items() if ref not in self._places.let_go}
         bad = [ref for ref, size in expected.items() if ref not in sizes or size not in (0, sizes[ref])]
-        sound = sorted(fresh.keys() - bad)
+        sound = sorted(fresh.keys() & (expected.keys() - bad))
         samples = self._choose.sample(sound, min(SAMPLES, len(sound)))
         frames = await self._frames_of([*samples, *bad])
         for ref in samples:
@@ -151,8 +152,12 @@ class Looker:
             frames = [RemotePlace(ref.node, ref.number, *frame) for frame in read.frames]
             bad += await self._read(frames)
         if not await self._has_manifests(ref):
-            self._lose_manifests()
             bad += 1
+            if ref not in self._places.let_go:
+                self._lose_manifests()
+        if ref in self._places.let_go:
+            # A collection has deleted it meanwhile.
+            return True
         if bad:
             log.error("%s is damaged in the remote: what is here of it is uploaded again", segment_key(*ref))
         return not bad

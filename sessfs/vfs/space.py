@@ -110,6 +110,10 @@ class Space:
         """Left on the disk for commits."""
         return min(DISK_RESERVE_BYTES, self._disk.total_bytes // PART_RESERVED)
 
+    def full_bytes(self) -> int:
+        """Of `used_bytes`, how much the bound lets writers come to."""
+        return self.bound_bytes - self.ahead_bytes
+
     @property
     def is_short(self) -> bool:
         """Whether writers are refused."""

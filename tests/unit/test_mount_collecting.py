@@ -14,13 +14,16 @@ import trio.testing
 
 from sessfs.errors import LocalStoreError, RemoteCorrupt, RemoteUnavailable, StoreCorrupt
 from sessfs.format.envelope import PlainEnvelope
+from sessfs.format.manifest import SegmentRef
 from sessfs.format.segment import segment_key
 from sessfs.mount import collecting
 from sessfs.mount.collecting import Collector
 from sessfs.mount.showing import while_showing
+from sessfs.mount.surely import SurePublisher
 from sessfs.sync import bringing, fetch
 from sessfs.sync.gc_live import Rewrite
 from tests.support.faultystore import FaultyStore, timeout
+from tests.support.lyingstore import LyingStore
 from tests.support.memorystore import MemoryStore
 from tests.support.volumes import assert_clean, open_machine, wait_until
 
@@ -58,6 +61,10 @@ def make_collector(machine: Machine, store: ObjectStore) -> Collector:
         publishing=machine.writeback.busy,
         grace_s=0,
     )
+
+
+def surely(machine: Machine) -> SurePublisher:
+    return SurePublisher(machine.looker, machine.writeback.publish, machine.node.checkpoint, "memory:")
 
 
 def chunks_of(machine: Machine, path: bytes) -> list[ChunkId]:
@@ -368,3 +375,57 @@ async def test_distrust_is_tried_again_when_the_remote_is_away_and_waits_for_roo
     async with open_machine(tmp_path / "c", store, name="c") as machine:
         await machine.load_all()
         assert await machine.contents() == FILES
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_what_a_collection_took_is_no_damage(tmp_path: Path, away: bool) -> None:
+    """Deleted by this node's own collection, or by one from outside while it was away: nothing is sent again."""
+    store = LyingStore("kept")
+    async with open_machine(tmp_path / "a", store) as machine:
+        machine.mkdir(b"s")
+        await machine.write(b"s/0", FILES[b"s/0"])
+        if not away:
+            await surely(machine).publish()
+        await machine.publish()
+        gone = SegmentRef("a", machine.node.last_segment)
+        # Whole again, and in another segment: nothing needs the first one.
+        await make_collector(machine, store).rewrite(Rewrite(sessions=[b"s"], chunks=chunks_of(machine, b"s/0")))
+        await machine.publish()
+        machine.volume.places.snapshots.delete(machine.get(b"s").ino, 1)
+        if not away:
+            assert make_collector(machine, store).release_segments([gone]) == set()
+            del store.objects[segment_key(*gone)]
+            await assert_nothing_is_sent(machine)
+    if away:
+        del store.objects[segment_key(*gone)]
+        async with open_machine(tmp_path / "a", store) as machine:
+            assert gone in machine.volume.places.unseen
+            await make_collector(machine, store).distrust_missing()
+            await assert_nothing_is_sent(machine)
+    assert_clean(tmp_path / "a")
+
+
+async def assert_nothing_is_sent(machine: Machine) -> None:
+    last = machine.node.last_segment
+    await surely(machine).publish()
+    assert machine.node.last_segment == last
+    assert not machine.changes.sessions
+
+
+async def test_manifest_that_is_missing_at_a_start_is_sent_again(tmp_path: Path) -> None:
+    """In a segment that has nothing else."""
+    store = LyingStore("kept")
+    async with open_machine(tmp_path / "a", store) as machine:
+        machine.mkdir(b"s")
+        await machine.write(b"s/0", FILES[b"s/0"])
+        await machine.publish()
+        machine.mkdir(b"s/d")
+        await machine.publish()
+        lost = SegmentRef("a", machine.node.last_segment)
+    del store.objects[segment_key(*lost)]
+    async with open_machine(tmp_path / "a", store) as machine:
+        await make_collector(machine, store).distrust_missing()
+        await surely(machine).publish()
+    async with open_machine(tmp_path / "b", store, name="b") as machine:
+        await machine.load_all()
+        assert machine.find(b"s/d") is not None

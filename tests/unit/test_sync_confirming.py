@@ -45,7 +45,7 @@ async def press(machine: Machine) -> None:
     volume = machine.volume
     look = machine.looker.look_before_eviction
     with trio.move_on_after(1.5):
-        await evict_when_full(volume.reader, volume.places, volume.sealer, volume.space.used_bytes, 1, look)
+        await evict_when_full(volume.reader, volume.places, volume.sealer, volume.space.used_bytes, lambda: 1, look)
 
 
 def is_here(machine: Machine, number: int) -> bool:

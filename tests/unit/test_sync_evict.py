@@ -36,7 +36,13 @@ async def test_evict_only_what_was_uploaded_and_read_it_again(tmp_path: Path) ->
         async with trio.open_nursery() as nursery:
             look = machine.looker.look_before_eviction
             nursery.start_soon(
-                evict_when_full, volume.reader, volume.places, volume.sealer, volume.space.used_bytes, 5 * MIB, look
+                evict_when_full,
+                volume.reader,
+                volume.places,
+                volume.sealer,
+                volume.space.used_bytes,
+                lambda: 5 * MIB,
+                look,
             )
             await wait_until(lambda: volume.space.used_bytes() <= 4.1 * MIB)
             nursery.cancel_scope.cancel()
@@ -64,7 +70,9 @@ async def test_evict_nothing_uploaded_leaves_everything(tmp_path: Path) -> None:
         used = volume.space.used_bytes()
         with trio.move_on_after(1.3):
             look = machine.looker.look_before_eviction
-            await evict_when_full(volume.reader, volume.places, volume.sealer, volume.space.used_bytes, MIB, look)
+            await evict_when_full(
+                volume.reader, volume.places, volume.sealer, volume.space.used_bytes, lambda: MIB, look
+            )
         assert volume.space.used_bytes() == used
     assert_clean(tmp_path / "a")
 
